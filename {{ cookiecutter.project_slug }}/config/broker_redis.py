@@ -1,0 +1,80 @@
+"""Redis as the broker: accepted tasks survive a killed worker and a restarted Redis."""
+
+import json
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery import current_app
+from celery.signals import before_task_publish
+from django.utils import timezone
+from kombu import Exchange, Queue
+
+from .environment import env
+
+PASSWORD = env("BROKER_PASSWORD", default="")
+
+URL = env("CELERY_BROKER_URL", default=f"redis://:{PASSWORD}@broker:6379/0")
+RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default=f"redis://:{PASSWORD}@broker:6379/1")
+
+
+def queue(name: str) -> Queue:
+    """Declare the queue `name`, with an exchange of its own."""
+    return Queue(name, Exchange(name), routing_key=name)
+
+
+def transport_options(visibility_timeout: int, patience: int) -> dict[str, object]:
+    """
+    Give kombu's options for Redis.
+
+    `visibility_timeout`: seconds after which a message that nobody acknowledged goes to another
+    worker. It must exceed the longest task, with what it waits in the worker, or such a task runs
+    twice: https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout
+    `patience`: seconds that a process waits for its first connection.
+    """
+    return {
+        "visibility_timeout": visibility_timeout,
+        # Look for such messages every few seconds, in every worker.
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "connect_retries_timeout": patience,
+        "socket_connect_timeout": 5,
+        "socket_timeout": 5,  # a broker that is paused or cut off must not hold up the event loop
+        "socket_keepalive": True,
+    }
+
+
+AGE_UNKNOWN = ""  # nothing to explain: the function below knows it
+
+
+def oldest(channel: Any, queue: str) -> float | None:
+    """Return the seconds since the oldest task in `queue` was sent, or None when there is none."""
+    with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+        for step in channel.priority_steps:
+            pipe.lindex(channel._q_for_pri(queue, step), -1)  # the end that workers take from
+        heads = [json.loads(head)["properties"] for head in pipe.execute() if head]
+    sent = [head["timestamp"] for head in heads if "timestamp" in head]
+    return max(0, time.time() - min(sent)) if sent else None
+
+
+@before_task_publish.connect
+def note_the_time(properties: dict[str, object], **kwargs: object) -> None:
+    """Put the time of sending, in seconds since 1970, where AMQP has it: for the function above."""
+    properties["timestamp"] = int(time.time())
+
+
+@before_task_publish.connect
+def wait_in_steps(headers: dict[str, Any], **kwargs: object) -> None:
+    """
+    Cut a long countdown, eta or retry delay into steps; config/task.py sends the task once more
+    after each.
+
+    A worker takes such a task at once and keeps it until it is due. With 50 s to wait and a
+    visibility timeout of 20 s it would come back twice, and run three times.
+    """
+    headers.pop("due", None)
+    if eta := headers.get("eta"):
+        options = current_app.conf.broker_transport_options
+        step = timezone.now() + timedelta(seconds=options["visibility_timeout"] / 4)
+        if datetime.fromisoformat(eta) > step:
+            headers |= {"due": eta, "eta": step.isoformat()}
