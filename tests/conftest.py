@@ -1,0 +1,108 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.stack.stack import LAPTOP, PRODUCTION, Stack
+
+# Each runs in one process and the longest begin first, so that none is waited for at the end.
+LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Keep together, for pytest-xdist's loadgroup, what shares a stack; order the groups.
+
+    What uses the browser is marked: chromium gives up what it loads whenever this machine gets
+    another network, as with each stack that starts (net::ERR_NETWORK_CHANGED).
+    """
+
+    def folder(item: pytest.Item) -> str:
+        return "/".join(item.nodeid.split("/")[:2])
+
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "page" in fixtures:
+            item.add_marker("browser")
+        stacks = fixtures.intersection({"production", "laptop"})
+        if stacks:
+            group = min(stacks)
+        elif folder(item) in ("tests/faults", "tests/stack"):
+            # A module that runs on each broker has a stack for each.
+            parameters = item.nodeid.partition("[")[2].rstrip("]")
+            broker = {"redis", "rabbitmq"}.intersection(parameters.split("-"))
+            group = " ".join([item.nodeid.partition("::")[0], *broker])
+        else:
+            group = folder(item)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST_FIRST.index(folder(item)))
+
+
+@pytest.fixture(scope="session")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack as a VM runs it, with a small app added the way its owner would add one."""
+    stack = Stack(tmp_path_factory.mktemp("production"), PRODUCTION)
+    try:
+        stack.add_app(Path(__file__).parent / "stack" / "probe")
+        stack.edit(
+            "config/settings.py",
+            "CELERY_BEAT_SCHEDULE = {\n",
+            'CELERY_BEAT_SCHEDULE = {\n    "tick": {"task": "probe.tasks.tick", "schedule": 2},\n',
+        )
+        # For test_example.py, which starts both.
+        stack.set(EMAIL_HOST="mail", EMAIL_PORT=8025, EMAIL_USE_TLS="false")
+        stack.set(CRAWL_PRIVATE_HOSTS="sample-site")
+        stack.set(WORKER_CRAWL_CONCURRENCY=3, WORKER_TIME_LIMIT=200, WORKER_NOTIFY_TIME_LIMIT=100)
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+@pytest.fixture(scope="session")
+def laptop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack as `docker compose up` starts it for a developer with the uid 4242."""
+    stack = Stack(tmp_path_factory.mktemp("laptop"), LAPTOP)
+    try:
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium, or the one that is installed."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    assert program, "The tests need chromium: run script/bootstrap --tests."
+    flags = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program, args=[*flags.split(), "--disable-sync"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def requests_seen() -> list[str]:
+    """The URLs that `page` asked for."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, requests_seen: list[str]) -> Iterator[Page]:
+    """A page of its own, which must not log an error to the console."""
+    context = browser.new_context()
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests_seen.append(request.url))
+    yield page
+    context.close()
+    assert errors == []

@@ -1,0 +1,283 @@
+"""What compose makes of the rendered files, on a laptop and in production."""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+# These run once, or by hand; all others stay up.
+ONE_SHOT = {"migrate", "web"}
+DATA = {"broker", "cache", "db"}
+INTERNAL = "inside"
+
+Services = dict[str, dict]
+
+
+def seconds(duration: str) -> float:
+    """Read a duration as compose writes it: 6m0s."""
+    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001}
+    parts = re.findall(r"([\d.]+)(h|ms|m|s)", duration)
+    assert "".join(map("".join, parts)) == duration
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+def mounts_source(service: dict) -> bool:
+    """Tell whether the project's folder is mounted."""
+    return any(
+        volume["type"] == "bind" and volume["target"] == "/app"
+        for volume in service.get("volumes", [])
+    )
+
+
+def lasting(services: Services) -> Services:
+    """Leave out what ends by itself."""
+    return {name: service for name, service in services.items() if name not in ONE_SHOT}
+
+
+def workers(services: Services) -> Services:
+    """Pick the workers."""
+    return {name: service for name, service in services.items() if name.startswith("worker-")}
+
+
+def test_compose_starts_these_services(
+    defaults: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    own = {"laptop": {"web-a", "sample-site"}, "production": {"web-a", "web-b"}}
+    assert set(compose(defaults, mode, "")["services"]) == own[mode] | {
+        *("proxy", "worker-default", "worker-crawl", "worker-notify", "beat", "flower"),
+        *("broker", "cache", "db", "migrate"),
+    }
+
+
+def test_web_is_there_for_commands_and_never_started(
+    defaults: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    assert "web" not in compose(defaults, mode, "")["services"]
+    web = compose(defaults, mode)["services"]["web"]
+    assert web["profiles"] == ["run"]
+    assert web["restart"] == "no"
+
+
+def test_the_project_is_named_by_the_slug(project: Path, compose: Callable[..., dict]) -> None:
+    assert compose(project, "laptop")["name"] == project.name
+
+
+def test_the_line_in_env_chooses_production(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path]
+) -> None:
+    line = "COMPOSE_FILE=compose.yaml:compose.production.yaml"
+    copy = changed(defaults, f"# {line}", line)
+    chosen, production = compose(copy, "laptop"), compose(defaults, "production")
+    assert set(chosen["services"]) == set(production["services"])
+    assert chosen["services"]["proxy"]["ports"] == production["services"]["proxy"]["ports"]
+
+
+def test_every_service_restarts_always(services: Services) -> None:
+    assert {service["restart"] for service in lasting(services).values()} == {"always"}
+    assert services["migrate"]["restart"] == "no"
+
+
+def test_every_service_has_a_health_check(services: Services) -> None:
+    without = [
+        name
+        for name, service in lasting(services).items()
+        if not service.get("healthcheck", {}).get("test")
+        or service["healthcheck"].get("disable")
+        or service["healthcheck"]["test"][0] not in ("CMD", "CMD-SHELL")
+    ]
+    assert without == []
+
+
+def test_a_health_check_is_quick_at_the_start_and_cheap_after_it(services: Services) -> None:
+    for name, service in lasting(services).items():
+        check = service["healthcheck"]
+        assert seconds(check["start_interval"]) <= 5, name
+        assert seconds(check["interval"]) >= 15, name
+        assert seconds(check["timeout"]) < seconds(check["interval"]), name
+
+
+def test_every_log_is_bounded(services: Services) -> None:
+    for name, service in services.items():
+        logging = service["logging"]
+        assert logging["driver"] in ("json-file", "local"), name
+        assert {"max-size", "max-file"} <= set(logging["options"]), name
+
+
+def test_every_service_has_no_capability_and_can_gain_none(services: Services) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert not service.get("cap_add"), name
+        assert not service.get("privileged"), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_every_root_file_system_is_read_only_but_where_source_is_mounted(
+    services: Services, mode: str
+) -> None:
+    writable = {name for name, service in services.items() if not service.get("read_only")}
+    mounted = {name for name, service in services.items() if mounts_source(service)}
+    assert writable == mounted
+    assert bool(mounted) is (mode == "laptop")
+
+
+def test_source_is_mounted_into_every_python_process_on_a_laptop(
+    defaults: Path, compose: Callable[..., dict]
+) -> None:
+    services = compose(defaults, "laptop")["services"]
+    mounted = {name for name, service in services.items() if mounts_source(service)}
+    assert mounted == set(services) - DATA - {"proxy", "web-b"}
+
+
+def test_every_service_has_a_memory_limit(services: Services) -> None:
+    for name, service in lasting(services).items():
+        assert int(service["mem_limit"]) >= 64 * 2**20, name
+
+
+def test_pages_get_the_cpu_before_tasks(services: Services) -> None:
+    assert services["web-a"]["cpu_shares"] > services["worker-default"]["cpu_shares"]
+
+
+@pytest.mark.parametrize("limit", [1, 7200])
+def test_a_worker_may_take_its_time_limit_and_a_minute_to_stop(
+    defaults: Path,
+    compose: Callable[..., dict],
+    changed: Callable[..., Path],
+    mode: str,
+    limit: int,
+) -> None:
+    copy = changed(defaults, "TASK_TIME_LIMIT=300", f"TASK_TIME_LIMIT={limit}")
+    found = workers(compose(copy, mode)["services"])
+    assert len(found) == 3
+    for name, worker in found.items():
+        assert seconds(worker["stop_grace_period"]) == limit + 60, name
+        # The settings derive theirs from the same number.
+        assert worker["environment"]["TASK_TIME_LIMIT"] == str(limit), name
+
+
+def test_without_the_line_compose_and_the_settings_take_the_same_time_limit(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
+) -> None:
+    copy = changed(defaults, "TASK_TIME_LIMIT=300", "# no TASK_TIME_LIMIT")
+    settings = (defaults / "config/settings.py").read_text(encoding="utf-8")
+    (default,) = re.findall(r'env\.int\("TASK_TIME_LIMIT", default=(\d+)\)', settings)
+    for worker in workers(compose(copy, mode)["services"]).values():
+        assert seconds(worker["stop_grace_period"]) == int(default) + 60
+
+
+def test_gunicorn_stops_before_compose_kills_it(project: Path, services: Services) -> None:
+    text = (project / "gunicorn.conf.py").read_text(encoding="utf-8")
+    (graceful,) = re.findall(r"^graceful_timeout = (\d+)", text, re.MULTILINE)
+    for name, service in services.items():
+        if name.startswith("web-"):
+            assert seconds(service["stop_grace_period"]) > int(graceful), name
+
+
+def test_only_the_proxy_publishes_a_port(services: Services, mode: str) -> None:
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert list(published) == ["proxy"]
+    (port,) = published["proxy"]
+    assert (port.get("host_ip"), port["published"]) == {
+        "laptop": ("127.0.0.1", "8080"),
+        "production": (None, "80"),
+    }[mode]
+
+
+def test_the_port_is_chosen_in_env(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
+) -> None:
+    copy = changed(defaults, "# HTTP_PORT=8080", "HTTP_PORT=18080")
+    (port,) = compose(copy, mode)["services"]["proxy"]["ports"]
+    assert port["published"] == "18080"
+
+
+def test_no_service_uses_the_network_or_namespaces_of_the_host(services: Services) -> None:
+    for name, service in services.items():
+        assert not {"network_mode", "pid", "ipc", "devices", "userns_mode"} & set(service), name
+        sources = [volume.get("source", "") for volume in service.get("volumes", [])]
+        assert not any("docker.sock" in source for source in sources), name
+
+
+def test_data_is_on_the_internal_network_only(
+    project: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    model = compose(project, mode)
+    internal = {name for name, network in model["networks"].items() if network.get("internal")}
+    assert internal == {INTERNAL}
+    for name in DATA:
+        assert set(model["services"][name]["networks"]) == {INTERNAL}, name
+
+
+def test_the_proxy_reaches_web_and_flower_but_no_data(services: Services) -> None:
+    networks = {name: set(service["networks"]) for name, service in services.items()}
+    assert INTERNAL not in networks["proxy"]
+    reached = {name for name in networks if networks[name] & networks["proxy"]} - {"proxy"}
+    assert reached == {"flower"} | {name for name in services if re.match("web-", name)}
+
+
+def test_workers_can_reach_the_internet_and_the_data(services: Services) -> None:
+    for name, worker in workers(services).items():
+        assert INTERNAL in worker["networks"], name
+        assert len(worker["networks"]) == 2, name
+
+
+def test_what_needs_the_schema_waits_for_it(services: Services) -> None:
+    for name, service in lasting(services).items():
+        if name not in DATA and name != "proxy":
+            needs = {key: value["condition"] for key, value in service["depends_on"].items()}
+            assert needs == {
+                "migrate": "service_completed_successfully",
+                "broker": "service_healthy",
+                "cache": "service_healthy",
+            }, name
+    assert services["migrate"]["depends_on"]["db"]["condition"] == "service_healthy"
+
+
+def test_passwords_come_by_environment_and_never_in_a_command(
+    project: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    services = compose(project, mode)["services"]
+    lines = (project / ".env").read_text(encoding="utf-8").splitlines()
+    secrets = [line.partition("=")[2] for line in lines if re.match(r"\w+_(PASSWORD|KEY)=", line)]
+    for name, service in services.items():
+        commands = [service.get("command"), service.get("entrypoint"), service.get("healthcheck")]
+        assert not any(secret in str(commands) for secret in secrets), name
+
+
+def test_a_missing_password_is_said_before_anything_starts(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path]
+) -> None:
+    lines = (defaults / ".env").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("POSTGRES_PASSWORD="))
+    with pytest.raises(RuntimeError, match=r"POSTGRES_PASSWORD.*is missing in \.env"):
+        compose(changed(defaults, line, "POSTGRES_PASSWORD="), "production")
+
+
+def test_every_volume_is_declared_and_used(
+    project: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    # compose itself leaves out what nobody uses.
+    declared = yaml.safe_load((project / "compose.yaml").read_text(encoding="utf-8"))["volumes"]
+    volumes = itertools.chain.from_iterable(
+        service.get("volumes", []) for service in compose(project, mode)["services"].values()
+    )
+    assert set(declared) == {volume["source"] for volume in volumes if volume["type"] == "volume"}
+
+
+def test_every_image_is_built_in_one_way(
+    project: Path, compose: Callable[..., dict], mode: str
+) -> None:
+    services = dict(compose(project, mode)["services"])
+    if mode == "laptop":
+        del services["web-b"]  # which nobody starts there
+    builds = [(item["image"], str(item["build"])) for item in services.values() if "build" in item]
+    built = {image for image, _ in builds}
+    assert len(built) == len(set(builds)) == 2
+    for name, service in services.items():
+        own = service["image"].startswith(project.name)
+        assert own is (name not in DATA), name
+        if own and "build" not in service:
+            assert service["image"] in built, name
+            assert service["pull_policy"] == "never", name

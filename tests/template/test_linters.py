@@ -1,0 +1,176 @@
+"""What linters say about the rendered files, and about what the template itself brings: nothing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from yamllint import linter
+from yamllint.config import YamlLintConfig
+
+from tests.baking import TEMPLATE, repository_files
+
+# What gixy-ng would rather have, and why it stays.
+GIXY_SKIPS = [
+    # $host has no port, without which Flower and CSRF checks refuse a form. A false name gets no
+    # further than Django's ALLOWED_HOSTS.
+    "host_spoofing",
+]
+
+WORKFLOW = ".github/workflows/ci.yaml"
+
+
+def lint(*command: object, folder: Path) -> None:
+    """Run a tool that lies beside this Python; fail with what it printed unless it is content."""
+    tool = Path(sys.executable).with_name(str(command[0]))
+    done = subprocess.run(
+        [str(tool), *map(str, command[1:])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{command[0]} says:\n{done.stdout}{done.stderr}"
+
+
+def yaml_problems(paths: list[Path]) -> list[str]:
+    """Ask yamllint about some files."""
+    config = YamlLintConfig(file=str(Path(__file__).with_name("yamllint.yaml")))
+    return [
+        f"{path}:{problem.line}: {problem.message}"
+        for path in paths
+        for problem in linter.run(path.read_text(encoding="utf-8"), config)
+    ]
+
+
+def own_files() -> list[Path]:
+    """Every file of this repository that git has or would take, but those to be rendered."""
+    (rendered,) = TEMPLATE.glob("{{*}}")
+    return [path for path in repository_files() if not path.is_relative_to(rendered)]
+
+
+def is_shell(path: Path) -> bool:
+    """Tell a shell script by its first line."""
+    first = path.read_bytes().partition(b"\n")[0]
+    return first.startswith(b"#!") and first.split(b"/")[-1].split()[-1] in (b"sh", b"bash")
+
+
+def test_ruff_would_format_nothing_anew(project: Path) -> None:
+    lint("ruff", "format", "--no-cache", "--diff", ".", folder=project)
+
+
+def test_ruff_finds_nothing_with_the_projects_own_rules(project: Path) -> None:
+    lint("ruff", "check", "--no-cache", ".", folder=project)
+
+
+def test_yamllint_finds_nothing(project: Path) -> None:
+    assert yaml_problems(list(project.rglob("*.yaml"))) == []
+
+
+def test_shellcheck_finds_nothing_in_rendered_scripts(project: Path) -> None:
+    scripts = [path for path in project.rglob("*") if path.is_file() and is_shell(path)]
+    for script in scripts:
+        lint("shellcheck", script, folder=project)
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "nginx/nginx.conf", "gunicorn.conf.py"])
+def test_no_answer_changes_the_image_and_the_proxy(
+    defaults: Path, project: Path, name: str
+) -> None:
+    # So what the following tests say of the defaults, they say of all.
+    assert (project / name).read_bytes() == (defaults / name).read_bytes()
+
+
+def test_the_workflow_has_githubs_form(defaults: Path) -> None:
+    lint("check-jsonschema", "--builtin-schema=vendor.github-workflows", WORKFLOW, folder=defaults)
+
+
+def test_the_workflow_is_safe_and_its_actions_are_pinned(defaults: Path) -> None:
+    lint("zizmor", "--offline", WORKFLOW, folder=defaults)
+
+
+def test_shellcheck_finds_nothing_in_the_workflow(defaults: Path, tmp_path: Path) -> None:
+    workflow = yaml.safe_load((defaults / WORKFLOW).read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert steps
+    for step in steps:
+        script = tmp_path / "step"
+        script.write_text(step["run"], encoding="utf-8")
+        lint("shellcheck", "--shell=bash", script, folder=tmp_path)
+
+
+def test_pre_commit_accepts_its_configuration(defaults: Path) -> None:
+    lint("pre-commit", "validate-config", ".pre-commit-config.yaml", folder=defaults)
+
+
+def test_hadolint_finds_nothing(defaults: Path) -> None:
+    lint("hadolint", "--no-color", "Dockerfile", folder=defaults)
+
+
+def test_gixy_finds_nothing(defaults: Path) -> None:
+    # mime.types comes with the image.
+    options = ["--disable-includes", f"--skips={','.join(GIXY_SKIPS)}"]
+    lint("gixy", *options, "nginx/nginx.conf", folder=defaults)
+
+
+def test_nginx_accepts_its_configuration(defaults: Path, compose: Callable[..., dict]) -> None:
+    """Ask the base image's nginx, as the user and with the file system that compose gives it."""
+    proxy = compose(defaults, "production")["services"]["proxy"]
+    dockerfile = (defaults / "Dockerfile").read_text(encoding="utf-8")
+    image = next(line for line in dockerfile.splitlines() if line.endswith(" AS proxy")).split()[1]
+    volumes = [volume["target"] for volume in proxy["volumes"] if not volume.get("read_only")]
+    done = subprocess.run(
+        [
+            *["docker", "run", "--rm", "--pull=never", "--network=none", "--user=101:101"],
+            *["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"],
+            *[f"--tmpfs={path}" for path in proxy["tmpfs"]],
+            # A new volume belongs to the owner of the folder in the image that the Dockerfile makes.
+            *[f"--tmpfs={path}:uid=101" for path in volumes],
+            f"--volume={defaults / 'nginx/nginx.conf'}:/etc/nginx/nginx.conf:ro",
+            *["--entrypoint=nginx", image, "-t", "-q"],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_ruff_finds_nothing_in_the_templates_own_python() -> None:
+    own = [
+        path
+        for path in own_files()
+        if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python3\n")
+    ]
+    assert TEMPLATE / "script/bootstrap" in own
+    lint("ruff", "check", "--no-cache", *own, folder=TEMPLATE)
+    # The hooks are Python only once they are rendered.
+    own = [path for path in own if path.parent.name != "hooks"]
+    lint("ruff", "format", "--no-cache", "--diff", *own, folder=TEMPLATE)
+
+
+def test_shellcheck_finds_nothing_in_the_templates_own_scripts() -> None:
+    scripts = [path for path in own_files() if is_shell(path)]
+    assert TEMPLATE / "script/test" in scripts
+    lint("shellcheck", *scripts, folder=TEMPLATE)
+
+
+def test_yamllint_finds_nothing_in_the_templates_own_yaml() -> None:
+    own = [path for path in own_files() if path.suffix in (".yaml", ".yml")]
+    assert yaml_problems(own) == []
+
+
+@pytest.mark.parametrize(
+    "dockerfile", sorted(TEMPLATE.glob("images/*/Dockerfile")), ids=lambda path: path.parent.name
+)
+def test_hadolint_finds_nothing_in_the_stand_ins(dockerfile: Path) -> None:
+    lint("hadolint", "--no-color", dockerfile, folder=TEMPLATE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_scripts_can_be_executed() -> None:
+    scripts = [path for path in own_files() if path.read_bytes().startswith(b"#!")]
+    assert [path for path in scripts if not os.access(path, os.X_OK)] == []

@@ -1,0 +1,217 @@
+"""Which files a project has: exactly these."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cookiecutter.generate import generate_context
+from cookiecutter.prompt import prompt_for_config
+
+from tests.baking import TEMPLATE
+
+DEFAULTS = """
+.dockerignore
+.editorconfig
+.env
+.env.example
+.github/workflows/ci.yaml
+.gitignore
+.pre-commit-config.yaml
+Dockerfile
+README.md
+broker.yaml
+compose.override.yaml
+compose.production.yaml
+compose.yaml
+config/__init__.py
+config/alive
+config/asgi.py
+config/broker.py
+config/celery.py
+config/consumer.py
+config/environment.py
+config/heartbeat.py
+config/scheduler.py
+config/settings.py
+config/task.py
+config/urls.py
+core/__init__.py
+core/apps.py
+core/checks.py
+core/management/__init__.py
+core/management/commands/__init__.py
+core/management/commands/ensure_admin.py
+core/management/commands/publish.py
+core/management/commands/purge_queue.py
+core/management/commands/queues.py
+core/management/commands/sample.py
+core/middleware.py
+core/pulse.py
+core/queues.py
+core/tasks.py
+core/views.py
+docs/broker.md
+docs/dependencies.md
+docs/example.md
+docs/production.md
+gunicorn.conf.py
+home/__init__.py
+home/apps.py
+home/live.py
+home/static/home/home.css
+home/static/home/home.js
+home/static/home/icon.svg
+home/templates/home/index.html
+home/urls.py
+home/views.py
+manage.py
+nginx/nginx.conf
+nginx/unavailable.html
+notifications/__init__.py
+notifications/admin.py
+notifications/migrations/0001_initial.py
+notifications/migrations/__init__.py
+notifications/models.py
+notifications/tasks.py
+ops/backup
+ops/deploy
+ops/install
+ops/logs
+ops/release
+ops/restore
+ops/revive
+ops/roll
+ops/rollback
+ops/status
+ops/systemd/backup@.service
+ops/systemd/backup@.timer
+ops/systemd/revive@.service
+ops/systemd/revive@.timer
+posts/__init__.py
+posts/admin.py
+posts/crawler.py
+posts/management/__init__.py
+posts/management/commands/__init__.py
+posts/management/commands/add_sample_site.py
+posts/migrations/0001_initial.py
+posts/migrations/__init__.py
+posts/models.py
+posts/sample/news.xml
+posts/sample/robots.txt
+posts/sample/talks.json
+posts/tasks.py
+pyproject.toml
+requirements-dev.txt
+requirements.txt
+tests/conftest.py
+tests/test_commands.py
+tests/test_health.py
+tests/test_home.py
+tests/test_migrations.py
+tests/test_notifications.py
+tests/test_posts.py
+tests/test_queues.py
+""".split()
+
+# Of which nothing is left without it.
+EXAMPLE = (
+    """
+docs/example.md
+tests/test_notifications.py
+tests/test_posts.py
+""".split()
+    + [name for name in DEFAULTS if name.startswith(("notifications/", "posts/"))]
+)
+
+
+def files(project: Path) -> set[str]:
+    """Name every file of a project, and every empty folder, which should not be there."""
+    return {
+        path.relative_to(project).as_posix()
+        for path in project.rglob("*")
+        if path.is_file() or not any(path.iterdir())
+    }
+
+
+def test_the_default_answers_give_exactly_these_files(defaults: Path) -> None:
+    assert files(defaults) == set(DEFAULTS)
+
+
+def test_without_the_example_its_files_are_missing_and_no_others(
+    render: Callable[..., Path],
+) -> None:
+    assert files(render(example="false")) == set(DEFAULTS).difference(EXAMPLE)
+
+
+def test_another_broker_changes_three_whole_files_and_no_line_of_another(
+    render: Callable[..., Path], defaults: Path
+) -> None:
+    rabbitmq = render(broker="rabbitmq")
+    assert files(rabbitmq) == set(DEFAULTS)
+    changed = {
+        name
+        for name in files(rabbitmq) - {".env"}
+        if (rabbitmq / name).read_bytes() != (defaults / name).read_bytes()
+    }
+    assert changed == {"broker.yaml", "config/broker.py", "docs/broker.md"}
+
+
+@pytest.mark.parametrize("queues", ["crawl", "none", "images, daily-reports, send_mail"])
+def test_queues_add_and_drop_no_file(render: Callable[..., Path], queues: str) -> None:
+    assert files(render(queues=queues, example="false")) == set(DEFAULTS).difference(EXAMPLE)
+
+
+def test_no_answer_and_none_both_mean_no_further_queue(render: Callable[..., Path]) -> None:
+    none, empty = (render(queues=answer, example="false") for answer in ("none", ""))
+    for name in files(none) - {".env"}:  # which has secrets of its own
+        assert (none / name).read_bytes() == (empty / name).read_bytes(), name
+
+
+def test_an_unchosen_example_changes_only_the_files_that_name_it(
+    render: Callable[..., Path], defaults: Path
+) -> None:
+    without = render(example="false")
+    changed = {
+        name
+        for name in files(without) - {".env"}
+        if (without / name).read_bytes() != (defaults / name).read_bytes()
+    }
+    assert changed == {
+        *(".env.example", "README.md", "config/settings.py"),
+        *("compose.override.yaml", "compose.production.yaml", "compose.yaml"),
+        *("pyproject.toml", "requirements.txt"),
+    }
+
+
+def test_the_folder_is_named_by_the_slug(render: Callable[..., Path], defaults: Path) -> None:
+    assert defaults.name == "my_project"
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Photo Album", "photo_album"),
+        ("  It's -- #1!  ", "it_s_1"),
+        ("2nd Site", "nd_site"),
+        ("한국어", "hangugeo"),
+        ("🎉", "my_project"),
+        ("12345", "my_project"),
+        ("long " * 40, "long_long_long_long_long_long_long_long"),
+    ],
+)
+def test_the_slug_offered_for_a_name_is_never_refused(
+    refusals: Callable[..., list[str]], name: str, slug: str
+) -> None:
+    context = generate_context(TEMPLATE / "cookiecutter.json", extra_context={"project_name": name})
+    assert prompt_for_config(context, no_input=True)["project_slug"] == slug
+    assert refusals(project_name=name) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_only_commands_can_be_executed(project: Path) -> None:
+    executable = {name for name in files(project) if (project / name).stat().st_mode & stat.S_IXUSR}
+    commands = {name for name in files(project) if Path(name).parent == Path("ops")}
+    assert len(commands) == 10
+    assert executable == {"manage.py", "config/alive", *commands}
