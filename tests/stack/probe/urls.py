@@ -1,0 +1,11 @@
+from django.urls import path
+
+from . import views
+
+urlpatterns = [
+    path("upload", views.upload),
+    path("request", views.show_request),
+    path("hang", views.hang),
+    path("send/<queue>", views.send),
+    path("stream/<int:seconds>", views.stream),
+]

@@ -1,0 +1,206 @@
+"""A rendered project, running on the real engine."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import requests
+from docker.models.containers import Container
+
+from tests.baking import bake
+
+LAPTOP = ""
+PRODUCTION = "compose.yaml:compose.production.yaml"
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def wait_for(what: str, look: Callable[[], Any], seconds: float = 30) -> Any:
+    """Call `look` until its answer is true and return that; AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    pause = 0.1  # and longer each time: to look costs, a "docker exec" some 0.2 CPU seconds
+    while True:
+        answer = look()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what} (last: {answer!r})"
+        time.sleep(pause)
+        pause = min(1, 1.5 * pause)
+
+
+class Stack:
+    """
+    One rendered project with names and a port of its own.
+
+    `folder` holds it, `slug` is its compose project and image name, `url` the address of its proxy,
+    `settings` what its .env says.
+    """
+
+    def __init__(self, parent: Path, compose_files: str, **answers: str) -> None:
+        """Render into `parent`; `compose_files` is the COMPOSE_FILE to use, LAPTOP or PRODUCTION."""
+        self.slug = f"dcctest_{secrets.token_hex(4)}"
+        self.folder = bake(parent, project_slug=self.slug, **answers)
+        self.use_engine("")
+        self.port = free_port()
+        self.url = f"http://localhost:{self.port}"
+        if compose_files == LAPTOP:
+            self.set(HTTP_PORT=self.port, DEV_UID=4242)
+            for path in [self.folder, *self.folder.rglob("*")]:
+                shutil.chown(path, 4242, 4242)
+        else:
+            # No certificate here; published on this machine only.
+            self.set(COMPOSE_FILE=compose_files, HTTP_PORT=f"127.0.0.1:{self.port}", HTTPS="false")
+
+    def use_engine(self, url: str) -> None:
+        """Have the engine at `url` run it; "" is the one of this machine."""
+        self.engine = url
+        self.docker = docker.DockerClient(url) if url else docker.from_env()
+
+    def environment(self) -> dict[str, str]:
+        """Return what commands run with: this machine's, without settings for compose."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("COMPOSE_")}
+        return env | ({"DOCKER_HOST": self.engine} if self.engine else {})
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return the names and values of .env."""
+        lines = (self.folder / ".env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+    def set(self, **values: object) -> None:
+        """Write `values` into .env, as a person with an editor does."""
+        path = self.folder / ".env"
+        text = path.read_text()
+        for name, value in values.items():
+            line = f"{name}={value}"
+            text, found = re.subn(rf"^(# )?{name}=.*$", line, text, count=1, flags=re.MULTILINE)
+            text = text if found else f"{text}{line}\n"
+        path.write_text(text)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace `old`, which must be there once, by `new` in the file `name`."""
+        path = self.folder / name
+        text = path.read_text()
+        assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, new))
+
+    def add_app(self, app: Path) -> None:
+        """Add a Django app as its owner would, with its urls below its name."""
+        shutil.copytree(app, self.folder / app.name)
+        self.edit("config/settings.py", '    "core",\n', f'    "core",\n    "{app.name}",\n')
+        self.edit(
+            "config/urls.py",
+            "urlpatterns = [\n",
+            f'urlpatterns = [\n    path("{app.name}/", include("{app.name}.urls")),\n',
+        )
+
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
+        """Run `docker compose` as a person types it; return what it printed."""
+        done = subprocess.run(
+            ["docker", "compose", "--progress", "quiet", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"docker compose {' '.join(arguments)}: {done.stdout}{done.stderr}"
+            )
+        return done.stdout if check else done.stdout + done.stderr
+
+    def shell(self, script: str, timeout: float = 300, **environment: str) -> str:
+        """Run lines of a shell in the project's folder as a person types them; return the output."""
+        done = subprocess.run(
+            ["bash", "-e", "-c", script],
+            cwd=self.folder,
+            env=self.environment() | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}"
+        return done.stdout
+
+    def manual(self, name: str, heading: str) -> list[str]:
+        """Return the commands that docs/`name` gives below a heading, as a person would copy them."""
+        _, found, rest = (self.folder / "docs" / name).read_text().partition(f"\n## {heading}\n")
+        assert found, f"{name} has no heading {heading!r}"
+        blocks = re.findall(r"```sh\n(.*?)```", rest.partition("\n## ")[0], re.DOTALL)
+        return [line.strip() for block in blocks for line in block.splitlines()]
+
+    def up(self, *arguments: str) -> None:
+        """Start everything and wait until it is healthy; on failure show the logs."""
+        try:
+            self.compose("up", "--detach", "--wait", *arguments)
+        except AssertionError as error:
+            logs = self.compose("logs", "--tail", "30", check=False)
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def remove(self) -> None:
+        """Remove containers, volumes, networks and images of this project."""
+        self.compose(
+            "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3", check=False
+        )
+        for image in self.docker.images.list():
+            for tag in image.tags:
+                if tag.startswith((f"{self.slug}:", f"{self.slug}-")):
+                    self.docker.images.remove(tag, force=True)
+
+    def containers(self) -> dict[str, Container]:
+        """Return the containers by the name of their service, one-shots included."""
+        label = f"com.docker.compose.project={self.slug}"
+        found = self.docker.containers.list(all=True, filters={"label": label})
+        return {container.labels["com.docker.compose.service"]: container for container in found}
+
+    def health(self, service: str) -> str:
+        """Return "healthy", "unhealthy" or "starting"."""
+        return self.containers()[service].attrs["State"]["Health"]["Status"]
+
+    def manage(self, *arguments: str, service: str = "web-a") -> str:
+        """Run ./manage.py in a running container."""
+        return self.compose("exec", "--no-TTY", service, "./manage.py", *arguments)
+
+    def python(self, code: str) -> str:
+        """Run `code` in Django's shell and return what it prints."""
+        return self.manage("shell", "--no-imports", "--command", code).strip()
+
+    def inspect(self, method: str) -> dict[str, Any]:
+        """Ask the running workers through `celery inspect METHOD`."""
+        printed = self.compose(
+            "exec", "--no-TTY", "web-a", "celery", "-A", "config", "inspect", method, "--json"
+        )
+        return json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+
+    def send(self, queue: str, **kwargs: object) -> str:
+        """Send the sample task to `queue`; return its id."""
+        code = f"from core.tasks import sample; print(sample.apply_async(kwargs={kwargs!r}, queue={queue!r}).id)"
+        return self.python(code)
+
+    def result(self, task_id: str, timeout: float = 20) -> str:
+        """Wait up to `timeout` seconds for the result of a task."""
+        code = f"from config.celery import app; print(app.AsyncResult({task_id!r}).get(timeout={timeout}))"
+        return self.python(code)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """GET through the proxy, without following redirects."""
+        options.setdefault("allow_redirects", False)
+        return requests.get(self.url + path, timeout=15, **options)

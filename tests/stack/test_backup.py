@@ -1,0 +1,193 @@
+"""A backup is worth what its restore gives back."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.stack.stack import Stack
+
+
+def ops(stack: Stack, *command: str, answer: str = "", **env: str) -> subprocess.CompletedProcess:
+    """Run a command of ops/ in the project and return what became of it."""
+    return subprocess.run(
+        [stack.folder / "ops" / command[0], *command[1:]],
+        input=answer,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def backup(stack: Stack, folder: Path, *options: str, **env: str) -> Path:
+    """Make a backup and return its file."""
+    done = ops(stack, "backup", f"--to={folder}", *options, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(done.stdout.partition(".tar,")[0].split()[-1] + ".tar")
+
+
+def restore(stack: Stack, file: Path, *options: str) -> None:
+    """Put a backup back."""
+    done = ops(stack, "restore", str(file), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def upload(stack: Stack, name: str, content: str) -> str:
+    """Store a media file; return its address."""
+    answer = requests.post(f"{stack.url}/probe/upload", files={"file": (name, content)}, timeout=15)
+    return answer.json()["url"]
+
+
+def make_user(stack: Stack, name: str) -> None:
+    """Insert a row."""
+    stack.python(
+        f"from django.contrib.auth.models import User; User.objects.create(username='{name}')"
+    )
+
+
+def users(stack: Stack) -> set[str]:
+    """Select the rows."""
+    code = "from django.contrib.auth.models import User; print(*User.objects.values_list('username', flat=True))"
+    return set(stack.python(code).split())
+
+
+def test_what_was_backed_up_comes_back_and_what_came_later_does_not(
+    production: Stack, tmp_path: Path
+) -> None:
+    make_user(production, "early")
+    early = upload(production, "early.txt", "early")
+    file = backup(production, tmp_path)
+    make_user(production, "late")
+    late = upload(production, "late.txt", "late")
+    assert users(production) >= {"early", "late"}
+
+    refused = ops(production, "restore", str(file), answer="no\n")
+    assert refused.returncode == 1
+    assert "Nothing was changed." in refused.stderr
+    assert users(production) >= {"early", "late"}
+
+    restore(production, file, "--yes")
+    assert "early" in users(production)
+    assert "late" not in users(production)
+    assert production.get(early).text == "early"
+    assert production.get(late).status_code == 404
+
+
+def test_a_backup_is_restored_onto_an_empty_machine(production: Stack, tmp_path: Path) -> None:
+    make_user(production, "kept")
+    kept = upload(production, "kept.txt", "kept")
+    before = users(production)
+    file = backup(production, tmp_path, "--with-env")
+    env = (production.folder / ".env").read_text()
+    production.compose("--profile", "*", "down", "--volumes", "--timeout", "10")
+    (production.folder / ".env").unlink()
+
+    restore(production, file)  # there is nothing to lose, so it does not ask
+
+    assert users(production) == before
+    assert production.get(kept).text == "kept"
+    assert (production.folder / ".env").read_text() == env
+    assert (production.folder / ".env").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_backup_changes_nothing(production: Stack, tmp_path: Path) -> None:
+    file = backup(production, tmp_path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    make_user(production, "untouched")
+    done = ops(production, "restore", str(file), "--yes")
+    assert done.returncode == 1
+    assert "is damaged" in done.stderr
+    assert "untouched" in users(production)
+
+
+def test_a_dump_that_cannot_be_loaded_leaves_the_present_database(
+    production: Stack, tmp_path: Path
+) -> None:
+    file = backup(production, tmp_path)
+    with tarfile.open(file) as archive:
+        archive.extractall(tmp_path / "parts", filter="data")
+    dump = tmp_path / "parts" / "database.dump"
+    dump.write_bytes(dump.read_bytes()[:-2000])
+    with tarfile.open(file, "w") as archive:
+        for part in ("media", "database.dump"):
+            archive.add(tmp_path / "parts" / part, part)
+    sums = subprocess.run(["sha256sum", file.name], cwd=tmp_path, capture_output=True, text=True)
+    file.with_suffix(".tar.sha256").write_text(sums.stdout)
+    make_user(production, "still_there")
+    done = ops(production, "restore", str(file), "--yes")
+    assert done.returncode == 1
+    assert "run it again" in done.stderr
+    production.up()
+    assert "still_there" in users(production)
+
+
+def test_old_backups_go_and_strange_files_stay(production: Stack, tmp_path: Path) -> None:
+    strange = tmp_path / "holiday.tar"
+    strange.touch()
+    old = [tmp_path / f"{production.slug}-2020010{day}T000000Z.tar" for day in range(1, 5)]
+    for file in old:
+        file.touch()
+    new = backup(production, tmp_path, "--keep=3")
+    assert set(tmp_path.glob("*.tar")) == {*old[2:], new, strange}
+    assert {file.stat().st_mode & 0o777 for file in (new, new.with_suffix(".tar.sha256"))} == {
+        0o600
+    }
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def test_a_backup_that_fails_says_so_and_leaves_no_file(production: Stack, tmp_path: Path) -> None:
+    production.compose("stop", "db")
+    try:
+        done = ops(production, "backup", f"--to={tmp_path}")
+    finally:
+        production.up()
+    assert done.returncode == 1
+    assert "No backup was made, because this failed" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def repository(production: Stack, tmp_path: Path) -> Path:
+    """A restic repository that .env.backup names; it does not exist yet."""
+    repository = tmp_path / "repository"
+    settings = production.folder / ".env.backup"
+    settings.write_text(f"RESTIC_REPOSITORY={repository}\nRESTIC_PASSWORD='p$ss w#rd'\n")
+    yield repository
+    settings.unlink()
+
+
+def test_restic_gets_each_backup_and_gives_it_back(
+    production: Stack, repository: Path, tmp_path: Path
+) -> None:
+    cache = {"RESTIC_CACHE_DIR": str(tmp_path / "cache")}
+    backup(production, tmp_path / "local", **cache)
+    make_user(production, "second")
+    file = backup(production, tmp_path / "local", **cache)
+    shutil.rmtree(tmp_path / "local")
+    env = os.environ | cache
+    env |= {"RESTIC_REPOSITORY": str(repository), "RESTIC_PASSWORD": "p$ss w#rd"}
+    subprocess.run(
+        ["restic", "restore", "latest", "--target", tmp_path / "back"], env=env, check=True
+    )
+    restored = tmp_path / "back" / file.relative_to("/")
+    assert tarfile.is_tarfile(restored)
+
+
+def test_restic_that_is_not_there_is_told_in_one_sentence(
+    production: Stack, repository: Path, tmp_path: Path
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "docker").symlink_to(shutil.which("docker"))
+    (programs / "python3").symlink_to(Path(sys.executable).resolve())
+    done = ops(production, "backup", f"--to={tmp_path}", PATH=str(programs))
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("restic is not installed: apt install restic")

@@ -1,0 +1,151 @@
+"""The example, in production: sites are crawled on one queue, mails sent on another."""
+
+import json
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from docker.models.containers import Container
+
+from tests.faults.helpers import main_process
+
+from .stack import Stack, wait_for
+
+NEWS = "http://sample-site:8000/news.xml"
+TITLES = [
+    "Celery: retry with backoff and jitter",
+    "Django: run a function once the transaction is committed",
+    "PostgreSQL: locking the row that you change",
+    "Testing Django with a real database",
+    "Which task goes to which queue",
+]
+MODELS = "from notifications.models import *; from posts.models import *;"
+TASKS = "from notifications.tasks import *; from posts.tasks import *;"
+
+
+def test_production_crawls_nothing_by_itself(production: Stack) -> None:
+    assert production.python(MODELS + "print(Site.objects.count())") == "0"
+    assert "sample-site" not in production.containers()
+
+
+@pytest.fixture(scope="module")
+def mail(production: Stack) -> Iterator[Container]:
+    """The mail server that the stack's .env names."""
+    tag = f"{production.slug}-mail"
+    production.docker.images.build(path=str(Path(__file__).parent / "mail"), tag=tag)
+    container = production.docker.containers.create(tag, name=tag)
+    try:
+        network = production.docker.networks.get(f"{production.slug}_outside")
+        network.connect(container, aliases=["mail"])
+        container.start()
+        yield container
+    finally:
+        container.remove(force=True)
+
+
+@pytest.fixture(scope="module")
+def example(production: Stack, mail: Container) -> Iterator[Stack]:
+    """The stack with its sample site, set up as docs/example.md says, and two more subscribers."""
+    production.compose("--profile", "sample", "up", "--detach", "--no-deps", "sample-site")
+    try:
+        production.manage("add_sample_site")
+        production.python(
+            MODELS
+            + "Subscription.objects.create(email='celery@example.com', keywords='CELERY, x');"
+            "Subscription.objects.create(email='nothing@example.com', keywords='nothing like that')"
+        )
+        yield production
+    finally:
+        production.python(
+            MODELS + "Site.objects.all().delete(); Subscription.objects.all().delete()"
+        )
+        production.compose("--profile", "sample", "rm", "--stop", "--force", "sample-site")
+
+
+def mails(container: Container) -> Counter[tuple[str, str]]:
+    """Count the mails that the server took, by receiver and subject."""
+    code = (
+        "import json, mailbox;"
+        "print(json.dumps([(m['To'], m['Subject']) for m in mailbox.Maildir('/tmp/mail')]))"
+    )
+    _, printed = container.exec_run(["python", "-c", code])
+    return Counter(map(tuple, json.loads(printed)))
+
+
+def crawl(stack: Stack, url: str) -> str:
+    """Crawl a site, which is added if need be; give what its task tells."""
+    return stack.python(
+        f"{MODELS}{TASKS}site, _ = Site.objects.get_or_create(url={url!r});"
+        "print(crawl_site.delay(site.pk).get(timeout=60))"
+    )
+
+
+def test_a_post_is_one_mail_for_each_who_wants_it_though_all_is_sent_twice_and_a_worker_dies(
+    example: Stack, mail: Container
+) -> None:
+    mail.pause()  # it takes connections and says nothing
+    example.python(TASKS + "[crawl_sites.delay() for _ in range(2)]")
+    count = MODELS + "print(Notification.objects.count())"
+    wait_for("the mails are noted", lambda: example.python(count) == "6", seconds=60)
+
+    def running() -> list[dict]:
+        return example.inspect("active")[f"notify@{example.slug}"]
+
+    wait_for("both children wait for the mail server", lambda: len(running()) == 2)
+    again = "[send_notification.delay(n.pk) for n in Notification.objects.all()]"
+    example.python(MODELS + TASKS + again)
+    os.kill(main_process(example, "worker-notify"), signal.SIGKILL)
+    mail.unpause()
+    unsent = MODELS + "print(Notification.objects.filter(sent_at=None).count())"
+    wait_for("all are sent", lambda: example.python(unsent) == "0", seconds=120)
+
+    # Everything once more, to its end.
+    example.python(
+        f"{MODELS}{TASKS}tasks = [crawl_site.delay(s.pk) for s in Site.objects.all()] + {again};"
+        "[task.get(timeout=60) for task in tasks]"
+    )
+    assert mails(mail) == {
+        **{("admin@example.com", title): 1 for title in TITLES},
+        ("celery@example.com", TITLES[0]): 1,
+    }
+
+
+def test_what_robots_txt_forbids_is_not_asked_for(example: Stack) -> None:
+    told = crawl(example, "http://sample-site:8000/drafts/feed.xml")
+    assert told == "The site's robots.txt forbids http://sample-site:8000/drafts/feed.xml."
+    log = example.compose("logs", "sample-site")
+    assert "GET /robots.txt" in log
+    assert "/drafts/" not in log
+
+
+@pytest.mark.parametrize(
+    "address", ["broker:6379", "web-a:8000", "localhost:1", "169.254.169.254", "[::1]:1"]
+)
+def test_a_site_with_a_private_address_is_refused(example: Stack, address: str) -> None:
+    assert "has the private address" in crawl(example, f"http://{address}/")
+
+
+def test_staff_has_a_site_crawled_now(example: Stack) -> None:
+    never = "Site.objects.filter(url=url).update(crawled_at=None)"
+    site = example.python(
+        f"{MODELS}from django.contrib.auth.models import User;"
+        "User.objects.create_superuser('editor', password='correct-horse-battery');"
+        f"url = {NEWS!r}; {never}; print(Site.objects.get(url=url).pk)"
+    )
+    session = requests.Session()
+
+    def submit(path: str, **form: str) -> requests.Response:
+        page = session.get(example.url + path, timeout=15)
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
+        return session.post(page.url, data=form | {"csrfmiddlewaretoken": token}, timeout=15)
+
+    submit("/admin/login/", username="editor", password="correct-horse-battery")
+    answer = submit("/admin/posts/site/", action="crawl_now", _selected_action=site)
+    assert "Sites that are crawled now: 1." in answer.text
+    crawled = f"{MODELS}print(Site.objects.get(pk={site}).crawled_at)"
+    wait_for("it was crawled", lambda: example.python(crawled) != "None")

@@ -1,0 +1,149 @@
+"""The stack with the answers `broker=rabbitmq` and `example=false`."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.baking import bake
+from tests.faults.helpers import RETURN, Ledger, ledger_stack
+
+from .stack import Stack, wait_for
+
+ANSWERS = {"example": "false"}
+QUEUES = ["default", "crawl", "notify"]
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running stack on RabbitMQ."""
+    stack = ledger_stack(tmp_path_factory.mktemp("rabbitmq"), broker="rabbitmq", **ANSWERS)
+    try:
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+def test_the_start_page_is_there_without_the_example(rabbitmq: Stack) -> None:
+    assert rabbitmq.get("/").headers["Location"] == "/admin/login/?next=/"
+
+
+def test_each_queues_tasks_are_run_by_its_own_worker(rabbitmq: Stack) -> None:
+    for queue in QUEUES:
+        task = rabbitmq.send(queue, steps=1)
+        assert rabbitmq.result(task) == f"Done by {queue}@{rabbitmq.slug}."
+
+
+def test_the_queues_are_quorum_queues_with_one_consumer_each(rabbitmq: Stack) -> None:
+    listed = rabbitmq.compose(
+        "exec", "--no-TTY", "broker",
+        "rabbitmqctl", "list_queues", "--quiet", "--no-table-headers", "name", "type", "consumers",
+    )  # fmt: skip
+    rows = {name: rest for name, *rest in map(str.split, listed.splitlines())}
+    assert {queue: rows[queue] for queue in QUEUES} == {queue: ["quorum", "1"] for queue in QUEUES}
+
+
+def test_a_countdown_waits_in_the_broker_and_then_runs_once(rabbitmq: Stack) -> None:
+    code = (
+        "from core.tasks import sample;"
+        "print(sample.apply_async(kwargs={'steps': 1}, queue='crawl', countdown=2).get(timeout=20))"
+    )
+    assert rabbitmq.python(code) == f"Done by crawl@{rabbitmq.slug}."
+
+
+def waiting(stack: Stack) -> dict[str, int]:
+    """Return the number of messages in each queue, as Flower's page has it."""
+    login = requests.auth.HTTPBasicAuth("admin", stack.settings["FLOWER_PASSWORD"])
+    stack.get("/flower/workers", auth=login)  # its first page, where it looks for workers
+    page = stack.get("/flower/broker", auth=login).text
+    rows = re.findall(r'<tr id="(.+?)">\s*<td>.+?</td>\s*<td[^>]*>(\d+)</td>', page)
+    return {name: int(messages) for name, messages in rows}
+
+
+def test_flower_shows_how_many_messages_wait_in_each_queue(rabbitmq: Stack) -> None:
+    nothing = dict.fromkeys(QUEUES, 0)
+    wait_for("Flower knows the queues", lambda: waiting(rabbitmq) == nothing, seconds=60)
+    rabbitmq.compose("stop", "worker-notify")
+    tasks = [rabbitmq.send("notify", steps=1) for _ in range(2)]
+    wait_for("Flower counts", lambda: waiting(rabbitmq) == nothing | {"notify": 2})
+    rabbitmq.containers()["worker-notify"].start()
+    assert [rabbitmq.result(task)[:4] for task in tasks] == ["Done", "Done"]
+
+
+def test_the_brokers_password_is_in_no_process_list(rabbitmq: Stack) -> None:
+    for service, container in rabbitmq.containers().items():
+        if container.status == "running":
+            processes = str(container.top(ps_args="-eo pid,args")["Processes"])
+            assert rabbitmq.settings["BROKER_PASSWORD"] not in processes, service
+
+
+def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
+    rabbitmq: Stack,
+) -> None:
+    ledger = Ledger(rabbitmq)
+    count, look, send_back, drop = rabbitmq.manual("broker.md", "Dead letters")
+
+    def dead() -> int:
+        return int(re.search(r"^dead\.letters\s+(\d+)$", rabbitmq.shell(count), re.MULTILINE)[1])
+
+    rabbitmq.compose("stop", "worker-crawl")
+    ledger.send("poison", "poison", 1)
+    ledger.send("work", "behind", 10, 0.1)
+    rabbitmq.compose("stop", "cache")
+    rabbitmq.containers()["worker-crawl"].start()  # compose would start the cache too
+    wait_for("it is a dead letter", lambda: dead() == 1, seconds=60)
+    assert ledger.drain("behind", seconds=30).lost == 0
+    assert ledger.ask("started, done", "poison") == ["6", "0"]
+    rabbitmq.up()
+
+    assert "poison-0" in rabbitmq.shell(look)
+    assert dead() == 1, "looking took it"
+    rabbitmq.shell(send_back)
+    wait_for("it runs again", lambda: ledger.ask("started", "poison") == ["11"], seconds=60)
+    wait_for("and fails", lambda: "and never ended" in rabbitmq.compose("logs", "worker-crawl"))
+    # RabbitMQ counts a quorum queue every few seconds.
+    wait_for("there is no dead letter", lambda: dead() == 0)
+
+    code = "from config.celery import app; app.send_task('no.such.task', queue='crawl')"
+    rabbitmq.python(code)
+    wait_for("an unknown task is a dead letter", lambda: dead() == 1)
+    rabbitmq.shell(drop)
+    wait_for("there is none again", lambda: dead() == 0)
+
+
+def test_readyz_names_the_broker_when_it_is_dead(rabbitmq: Stack) -> None:
+    assert rabbitmq.get("/readyz").json() == {"database": "ok", "broker": "ok", "cache": "ok"}
+    rabbitmq.compose("stop", "broker")
+    assert rabbitmq.get("/readyz").json() == {"database": "ok", "broker": "down", "cache": "ok"}
+
+
+def test_the_guest_account_does_not_exist(rabbitmq: Stack) -> None:
+    rabbitmq.up()
+    users = rabbitmq.compose(
+        "exec", "--no-TTY", "broker", "rabbitmqctl", "list_users", "--quiet", "--no-table-headers"
+    )
+    assert [line.split()[0] for line in users.splitlines()] == ["app"]
+
+
+def test_the_broker_changes_as_the_manual_says_and_back_and_no_task_is_lost(
+    rabbitmq: Stack, tmp_path: Path
+) -> None:
+    rabbitmq.up()
+    ledger = Ledger(rabbitmq)
+    for broker, name in (("redis", "Redis"), ("rabbitmq", "RabbitMQ")):
+        ledger.send("work", f"before-{broker}", 20, 0.1)
+        ledger.send("work", f"later-{broker}", 1, 0, countdown=8)
+        other = bake(tmp_path / broker, project_slug=rabbitmq.slug, broker=broker, **ANSWERS)
+        close, drain, *rest = rabbitmq.manual("broker.md", f"Changing to {name}")
+        rabbitmq.shell(close)
+        rabbitmq.shell(drain, timeout=60 + RETURN)
+        assert ledger.done(f"before-{broker}") == 20
+        assert ledger.done(f"later-{broker}") == 1
+        for command in rest:
+            rabbitmq.shell(command, OTHER=str(other))
+        assert rabbitmq.containers()["broker"].image.tags[0].startswith(f"{broker}:")
+        ledger.send("work", f"after-{broker}", 5, 0)
+        assert ledger.drain(f"after-{broker}", seconds=20).lost == 0
