@@ -1,0 +1,178 @@
+"""A task that was accepted is done, whatever dies. The ledger in PostgreSQL is the judge."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from tests.stack.stack import Stack, wait_for
+
+from . import faults
+from .helpers import (
+    RETURN,
+    SWEEP,
+    TIME_LIMIT,
+    WORKER,
+    Ledger,
+    Verdict,
+    ledger_stack,
+    wait_until_healthy,
+)
+
+SECONDS = 0.2  # that a task runs; two at a time
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """The stack with the app `ledger`, on one broker after the other."""
+    stack = ledger_stack(tmp_path_factory.mktemp(request.param), broker=request.param)
+    try:
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+@pytest.fixture
+def ledger(stack: Stack) -> Ledger:
+    """The ledger of the stack."""
+    return Ledger(stack)
+
+
+def judge_after(
+    ledger: Ledger, key: str, count: int, *happenings: Callable[[Stack], None]
+) -> Verdict:
+    """Let faults happen one after the other while `count` tasks run; judge once all is well."""
+    ledger.send("work", key, count, SECONDS)
+    for happening in happenings:
+        ledger.wait_for_progress(key)
+        happening(ledger.stack)
+    assert ledger.done(key) < count, "the last fault came when there was nothing left to do"
+    ledger.wait_for_progress(key)
+    wait_until_healthy(ledger.stack)
+    verdict = ledger.drain(key, seconds=RETURN + SWEEP + count * SECONDS)
+    assert verdict.accepted == count
+    print(key, verdict)
+    return verdict
+
+
+def errors(logs: str) -> str:
+    """Pick the lines that name an error."""
+    return "\n".join(sorted({line[-200:] for line in logs.splitlines() if "Error" in line}))
+
+
+def test_a_worker_that_dies_loses_no_task(ledger: Ledger) -> None:
+    ledger.send("eat", "eaten", 1, 1000)
+    verdict = judge_after(
+        ledger,
+        "died",
+        100,
+        faults.run_out_of_memory,
+        faults.kill_pool_child,
+        faults.kill_main_process,
+    )
+    assert verdict.lost == 0
+    assert ledger.drain("eaten", seconds=RETURN).lost == 0
+
+
+def test_a_worker_that_is_stopped_ends_its_tasks_and_doubles_none(ledger: Ledger) -> None:
+    ledger.send("work", "long", 1, TIME_LIMIT * 0.8)
+    verdict = judge_after(
+        ledger, "stopped", 100, faults.stop_and_start, faults.restart, faults.recreate
+    )
+    assert (verdict.lost, verdict.doubled) == (0, 0)
+    assert (ledger.judge("long").lost, ledger.judge("long").doubled) == (0, 0)
+
+
+def test_a_stopped_worker_holds_its_tasks_to_their_time_limits(
+    stack: Stack, ledger: Ledger
+) -> None:
+    stops = [faults.stop_and_start, faults.restart, faults.recreate]
+    killed = []
+    for number, stop in enumerate(stops):
+        killed.append(ledger.send("limited", f"limited{number}", 5)[1])
+        wait_for("both run", lambda n=number: ledger.ask("sum(started)", f"limited{n}") == ["2"])
+        stop(stack)
+    wait_until_healthy(stack)
+    time.sleep(RETURN)  # whatever was not acknowledged would be back by then
+    for number, task in enumerate(killed):
+        rows = ledger.ask(
+            "string_agg(started || ':' || done, ' ' ORDER BY key)", f"limited{number}"
+        )
+        # Each was begun once; the one that does not end fails. A worker that stops may raise the soft
+        # limit once more, so that the first one's last line is not always reached.
+        assert rows in (["1:1 1:0 1:1 1:1 1:1"], ["1:0 1:0 1:1 1:1 1:1"])
+        code = f"from config.celery import app; print(repr(app.AsyncResult({task!r}).result))"
+        assert "TimeLimitExceeded(" in stack.python(code)
+
+
+def test_a_broker_that_restarts_or_dies_keeps_its_tasks(
+    ledger: Ledger, request: pytest.FixtureRequest
+) -> None:
+    verdict = judge_after(ledger, "broker", 100, faults.restart_broker, faults.kill_broker)
+    # Redis' gap: the message on its way to the worker is in neither. Seen once in six runs.
+    gap = {"redis": 1, "rabbitmq": 0}[request.node.callspec.params["stack"]]
+    assert verdict.lost <= gap
+
+
+def test_a_broker_that_is_paused_for_a_minute_loses_no_task(ledger: Ledger) -> None:
+    assert judge_after(ledger, "paused", 150, faults.pause_broker).lost == 0
+
+
+def test_a_cut_network_loses_no_task(ledger: Ledger) -> None:
+    assert judge_after(ledger, "cut", 80, faults.cut_network).lost == 0
+
+
+def test_a_database_that_restarts_loses_no_task(ledger: Ledger) -> None:
+    assert judge_after(ledger, "database", 80, faults.restart_database).lost == 0
+
+
+def test_a_task_that_kills_its_process_is_stopped_and_fails_visibly(
+    stack: Stack, ledger: Ledger
+) -> None:
+    (task,) = ledger.send("poison", "poison", 1)
+    ledger.send("work", "beside", 20, SECONDS)
+    code = "from config.celery import app; result = app.AsyncResult({!r}); print(result.state, result.result)"
+    wait_for("it failed", lambda: stack.python(code.format(task)).startswith("FAILURE"), seconds=60)
+    assert "was begun 5 times and never ended" in stack.python(code.format(task))
+    assert f"poison[{task}] was begun 5 times and never ended" in stack.compose("logs", WORKER)
+    assert ledger.ask("started, done", "poison") == ["5", "0"]
+    assert ledger.drain("beside", seconds=RETURN).lost == 0
+    wait_until_healthy(stack)
+    assert ledger.ask("started, done", "poison") == ["5", "0"], "it came back"
+
+
+def test_a_delay_beyond_the_visibility_timeout_runs_once_and_not_too_early(ledger: Ledger) -> None:
+    delay = RETURN + 5
+    ledger.send("work", "countdown", 1, 0, countdown=delay)
+    ledger.send("retry_late", "retry", 1, delay)
+    for key in ("countdown", "retry"):
+        verdict = ledger.drain(key, seconds=delay + SWEEP)
+        assert (verdict.lost, verdict.doubled) == (0, 0)
+        assert delay - 1 < verdict.longest < delay + SWEEP
+    assert ledger.ask("started", "retry") == ["2"]
+
+
+def test_a_broker_outage_loses_no_order_that_was_accepted(stack: Stack, ledger: Ledger) -> None:
+    def order(number: int) -> requests.Response:
+        time.sleep(number * 0.5)
+        return requests.post(f"{stack.url}/ledger/order/order-{number}", timeout=60)
+
+    with ThreadPoolExecutor(64) as clients:
+        orders = [clients.submit(order, number) for number in range(64)]  # for 32 seconds
+        time.sleep(3)
+        stack.compose("stop", "broker")
+        time.sleep(22)  # longer than a request waits for the broker
+        stack.compose("start", "broker")
+        answers = [answer.result() for answer in orders]
+    statuses = Counter(answer.status_code for answer in answers)
+    print("orders", statuses, ledger.drain("order", seconds=RETURN))
+    assert set(statuses) == {202, 503}, errors(stack.compose("logs", "web-a", "web-b"))
+    refused = {answer.json()["error"] for answer in answers if answer.status_code == 503}
+    assert "The task queue is away. Try again in a minute." in refused
+    verdict = ledger.drain("order", seconds=RETURN)
+    assert (verdict.accepted, verdict.lost) == (statuses[202], 0)
+    wait_until_healthy(stack)

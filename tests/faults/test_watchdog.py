@@ -1,0 +1,90 @@
+"""WatchdogSec=: what hangs is replaced within a minute, and nothing else is."""
+
+import contextlib
+import os
+import signal
+import time
+
+import requests
+
+from tests.faults.helpers import children, main_process
+from tests.stack.stack import Stack, wait_for
+
+MINUTE = 60  # seconds; what the watchdog promises
+PYTHON = ["web-a", "web-b", "worker-crawl", "worker-default", "worker-notify", "beat"]
+
+
+def starts(stack: Stack) -> dict[str, tuple[str, int]]:
+    """Return when each container was started and how often it was restarted."""
+    containers = stack.containers()
+    return {
+        service: (
+            containers[service].attrs["State"]["StartedAt"],
+            containers[service].attrs["RestartCount"],
+        )
+        for service in PYTHON
+    }
+
+
+def test_a_stopped_main_process_is_replaced_within_a_minute(production: Stack) -> None:
+    services = ["web-a", "worker-crawl", "beat"]
+    before = starts(production)
+    for service in services:
+        os.kill(main_process(production, service), signal.SIGSTOP)
+    for service in services:
+        wait_for(
+            f"{service} is replaced",
+            lambda service=service: starts(production)[service] != before[service],
+            seconds=MINUTE + 10,  # the time it takes to ask
+        )
+    production.up()
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert "No heartbeat for 30 seconds" in production.compose("logs", *services)
+
+
+def test_a_web_worker_whose_event_loop_never_returns_is_replaced(production: Stack) -> None:
+    def workers() -> set[int]:
+        found = set()
+        for service in ("web-a", "web-b"):
+            master = main_process(production, service)
+            found |= set(children(production.containers()[service], master))
+        return found
+
+    before = workers()
+    with contextlib.suppress(requests.Timeout):
+        requests.get(f"{production.url}/probe/hang", timeout=1)
+    wait_for("another worker", lambda: len(workers() - before) >= 1, seconds=MINUTE)
+    assert production.get("/healthz").status_code == 200
+
+
+def start_to_sleep(stack: Stack, *seconds: int) -> list[str]:
+    """Send a task that sleeps to worker-notify for each of `seconds`; return their ids once all run."""
+    code = (
+        "from probe.tasks import sleep;"
+        f"print(*(sleep.apply_async((seconds,), queue='notify').id for seconds in {seconds}))"
+    )
+    tasks = stack.python(code).split()
+    wait_for("they run", lambda: all(task in str(stack.inspect("active")) for task in tasks))
+    return tasks
+
+
+def test_busy_children_and_peers_that_are_away_are_not_a_hang(production: Stack) -> None:
+    before = starts(production)
+    tasks = start_to_sleep(production, MINUTE + 5, MINUTE + 10)
+    production.compose("pause", "broker", "db")
+    try:
+        time.sleep(MINUTE + 15)
+    finally:
+        production.compose("unpause", "broker", "db")
+    wait_for("all ready again", lambda: production.get("/readyz").status_code == 200)
+    assert [production.result(task) for task in tasks] == ["slept", "slept"]
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert starts(production) == before
+
+
+def test_a_worker_that_waits_for_its_last_task_is_not_a_hang(production: Stack) -> None:
+    (task,) = start_to_sleep(production, MINUTE)
+    production.compose("stop", "worker-notify")  # takes as long as the task
+    assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
+    assert production.result(task, timeout=1) == "slept"
+    production.up()
