@@ -1,0 +1,205 @@
+"""The same fault to units and to the stack: what comes back is what docs/systemd.md says."""
+
+import re
+import time
+from itertools import pairwise
+
+import pytest
+
+from .document import table
+from .machine import ROLES, SIDES, Machine, State, docker
+
+# The handlers in faults/sitecustomize.py.
+EXIT_1, EXIT_0, HOG = "RTMIN+1", "RTMIN+2", "RTMIN+3"
+# A process that came back after a stop would have done so in a tenth of it.
+STAYS = 5
+
+
+def documented(fault: str) -> dict[str, str]:
+    """Return the outcome on both sides as the document has it."""
+    rows = {row[0]: dict(zip(SIDES, row[1:3], strict=True)) for row in table("What comes back")}
+    return rows[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "signal", "ending"),
+    [
+        ("exit 1", EXIT_1, "exit 1"),
+        ("exit 0", EXIT_0, "exit 0"),
+        ("SIGKILL of the main process", "KILL", "signal 9"),
+        ("OOM", HOG, "signal 9"),
+    ],
+)
+def test_a_main_process_that_ends(machine: Machine, fault: str, signal: str, ending: str) -> None:
+    before, since = machine.start(), time.time()
+    machine.kill(signal, *(role["pid"] for side in before.values() for role in side.values()))
+    assert machine.outcomes(before, seconds=90) == documented(fault)
+    assert machine.look("endings", since) == {
+        side: {role: [ending] for role in ROLES} for side in SIDES
+    }
+    if signal == HOG:
+        assert all(killed_for_memory(machine).values()), killed_for_memory(machine)
+
+
+def killed_for_memory(machine: Machine) -> dict[str, bool]:
+    """Tell for which units and containers the kernel says that it enforced their limit."""
+    groups = re.findall(r"oom_memcg=(\S+?),", machine.run("dmesg"))
+    owners = {role: f"/{role}.service" for role in ROLES}
+    for service in ROLES.values():
+        owners[service] = machine.compose("ps", "--quiet", "--no-trunc", service).strip()
+    machine_id = docker("inspect", "--format={{.Id}}", machine.name).strip()
+    return {
+        name: any(machine_id in group and owner in group for group in groups)
+        for name, owner in owners.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def rebooted(machine: Machine) -> State:
+    """Reboot with web and worker running, beat stopped, flower disabled; return what was before."""
+    before = machine.start()
+    machine.run("systemctl", "restart", "worker")
+    machine.compose("restart", "worker-default")
+    machine.run("systemctl", "stop", "beat")
+    machine.compose("stop", "beat")
+    machine.run("systemctl", "disable", "--now", "flower")
+    machine.compose("rm", "--stop", "--force", "flower")
+    machine.reboot()
+    return before
+
+
+def test_a_reboot(machine: Machine, rebooted: State) -> None:
+    assert machine.outcomes(rebooted, 120, ["web", "worker"]) == documented("reboot")
+
+
+def test_a_stop_and_a_reboot(machine: Machine, rebooted: State) -> None:
+    assert machine.outcomes(rebooted, 120, ["beat"]) == documented("stop, then reboot")
+
+
+def test_a_disable_and_a_reboot(machine: Machine, rebooted: State) -> None:
+    assert machine.outcomes(rebooted, STAYS, ["flower"]) == documented("disable, then reboot")
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_the_log_outlives_a_restart_and_a_reboot(machine: Machine) -> None:
+    for log in (
+        machine.run("journalctl", "--unit=worker", "--output=cat"),
+        machine.compose("logs", "worker-default"),
+    ):
+        assert "worker: Warm shutdown" in log, log[-3000:]
+
+
+def test_flapping(machine: Machine) -> None:
+    if any(role["restarts"] for side in machine.start().values() for role in side.values()):
+        # What happened before counts: the test after this one.
+        machine.run("systemctl", "restart", *ROLES)
+        machine.compose("restart", *ROLES.values())
+    before = machine.start()
+    since = time.time()
+    kills = machine.look("flap", 30, timeout=90)
+    until = time.time()
+    next_waits = {role: next_wait(machine, role) for role in ROLES}
+    assert machine.outcomes(before, seconds=150) == documented("flapping for 30 s")
+
+    for role in ROLES:
+        units, stack = (kills[side][role] for side in SIDES)
+        # More often than systemd's own limit of 5, and neither side much more often.
+        assert min(len(units), len(stack)) > 5
+        assert max(len(units), len(stack)) <= 2 * min(len(units), len(stack))
+        # Both wait ever longer; systemd began with 0.1 s.
+        assert next_waits[role] > 1
+        waits = pauses(machine, role, since, until)
+        assert waits[-1] > 3 * min(waits), f"{role} does not wait longer: {waits}"
+
+
+def pauses(machine: Machine, role: str, since: float, until: float) -> list[float]:
+    """Return how many seconds the engine waited before each start of a container that had ended."""
+    events = machine.run(
+        *("docker", "events", f"--since={since}", f"--until={until}"),
+        *("--filter=event=die", "--filter=event=start", "--format={{.Action}} {{.TimeNano}}"),
+        f"--filter=container={machine.stack.slug}-{ROLES[role]}-1",
+    )
+    found = [(action, int(moment)) for action, moment in map(str.split, events.splitlines())]
+    return [
+        (started - died) / 1e9
+        for (first, died), (second, started) in pairwise(found)
+        if (first, second) == ("die", "start")
+    ]
+
+
+def next_wait(machine: Machine, role: str) -> float:
+    """Return how many seconds systemd would wait before the next start of a unit."""
+    return seconds(machine.run("systemctl", "show", "--property=RestartUSecNext", "--value", role))
+
+
+def test_after_a_good_run_the_stack_is_quick_again_and_systemd_is_not(machine: Machine) -> None:
+    if machine.start()["systemd"]["beat"]["restarts"] < 4:
+        machine.look("flap", 10, timeout=60)
+    before = machine.start()
+    time.sleep(11)  # a good run, for the engine, is one of 10 s
+
+    since = time.time()
+    machine.kill("KILL", before["stack"]["beat"]["pid"])
+    assert machine.outcomes(before, 60, roles=["beat"], sides=["stack"])["stack"] == "back"
+    (wait,) = pauses(machine, "beat", since, time.time())
+    # The figures of the document: 0.1 s here; there, what the last failure before left behind.
+    assert wait < next_wait(machine, "beat")
+    assert next_wait(machine, "beat") > 1
+
+
+def seconds(span: str) -> float:
+    """Read a span as systemd writes it: "1min 2s", "160ms"."""
+    units = {"min": 60, "s": 1, "ms": 1e-3, "us": 1e-6}
+    return sum(
+        float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)(min|ms|us|s)", span)
+    )
+
+
+def test_a_power_cut(machine: Machine) -> None:
+    before = machine.start()
+    machine.cut_power()
+    assert machine.outcomes(before, 120) == documented("power cut")
+
+
+def test_the_engine_is_killed(machine: Machine) -> None:
+    before = machine.start()
+    engine = machine.run("systemctl", "show", "--property=MainPID", "--value", "docker").strip()
+    machine.kill("KILL", int(engine))
+    assert machine.outcomes(before, 120, sides=["stack"]) == documented("engine killed")
+
+
+def test_both_sides_still_run_tasks_after_all_that(machine: Machine) -> None:
+    machine.start()
+    for side in SIDES:
+        code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=60))"
+        assert machine.python(side, code).startswith("Done by default@")
+
+
+@pytest.fixture(scope="module")
+def ended_by_command(machine: Machine) -> State:
+    """Stop web and worker, kill beat and flower, with the commands for it; return what was before."""
+    before = machine.start()
+    machine.run("systemctl", "stop", "web", "worker")
+    machine.compose("stop", "web-a", "worker-default")
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "beat", "flower")
+    machine.compose("kill", "beat", "flower")
+    # What is not back on the other side by then stays down.
+    machine.outcomes(before, 60, ["beat", "flower"], sides=["systemd"])
+    time.sleep(STAYS)
+    return before
+
+
+def test_a_stop(machine: Machine, ended_by_command: State) -> None:
+    assert machine.outcomes(ended_by_command, 0, ["web", "worker"]) == documented("stop")
+
+
+def test_a_kill_command(machine: Machine, ended_by_command: State) -> None:
+    expected = documented("`systemctl kill`, `docker kill`")
+    assert machine.outcomes(ended_by_command, 0, ["beat", "flower"]) == expected
+
+
+def test_each_row_of_the_document_was_shown() -> None:
+    shown = {"exit 1", "exit 0", "SIGKILL of the main process", "OOM", "flapping for 30 s", "stop"}
+    shown |= {"`systemctl kill`, `docker kill`"}
+    shown |= {"stop, then reboot", "disable, then reboot", "reboot", "power cut", "engine killed"}
+    assert {row[0] for row in table("What comes back")} == shown
