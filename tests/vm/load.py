@@ -1,0 +1,116 @@
+"""Visitors of the site, who notice every failure."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import requests
+
+from tests.systemd.machine import docker
+
+from .vm import ProductionVm
+
+CLIENTS = 10
+STREAM = 5  # seconds
+QUEUES = ("default", "crawl")
+BOUNDARY = "boundary"
+FILE = b"x" * 500_000
+# Every running container with its health, once a second.
+WATCH = """while :; do
+    docker ps --format '{{.Label "com.docker.compose.service"}} {{.Status}}'; echo end; sleep 1
+done"""
+
+
+def slowly(body: bytes) -> Iterator[bytes]:
+    """Give the body in pieces, over about five seconds."""
+    size = len(body) // 20 + 1
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+        time.sleep(0.25)
+
+
+class Load:
+    """Ten clients without keep-alive, an upload and a streaming response, until it is left."""
+
+    def __init__(self, vm: ProductionVm) -> None:
+        """Be ready to ask `vm`."""
+        self.vm, self.url = vm, f"http://{vm.address}"
+        self.failures: list[str] = []
+        self.served: list[float] = []  # seconds that each answer took
+        self.tasks: list[str] = []
+        self.uploads = self.streams = 0
+        self.over = threading.Event()
+
+    def __enter__(self) -> "Load":
+        """Begin."""
+        kinds = [*[self.visit] * CLIENTS, self.upload, self.stream, self.send]
+        self.threads = [threading.Thread(target=self.go_on, args=(kind,)) for kind in kinds]
+        for thread in self.threads:
+            thread.start()
+        self.watch = subprocess.Popen(
+            ["docker", "exec", self.vm.name, "sh", "-c", WATCH], stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, when each has its answer."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        docker("exec", self.vm.name, "pkill", "-f", "sleep 1", check=False)
+        self.watch.terminate()
+        self.seen = self.watch.communicate()[0].split("end\n")[:-1]
+
+    def go_on(self, ask: Callable[[], requests.Response]) -> None:
+        """Ask again and again."""
+        while not self.over.is_set():
+            start = time.monotonic()
+            try:
+                answer = ask()
+                if answer.status_code != 200:
+                    self.failures.append(f"{ask.__name__}: {answer.status_code}")
+                self.served.append(time.monotonic() - start)
+            except (requests.RequestException, AssertionError) as error:
+                self.failures.append(f"{ask.__name__}: {error!r}")
+
+    def visit(self) -> requests.Response:
+        """Ask for a page on a connection of its own."""
+        time.sleep(0.1)
+        return self.vm.get("/probe/request")
+
+    def send(self) -> requests.Response:
+        """Have a task sent."""
+        queue = QUEUES[len(self.tasks) % len(QUEUES)]
+        answer = self.vm.get(f"/probe/send/{queue}")
+        if answer.status_code == 200:
+            self.tasks.append(answer.json()["id"])
+        time.sleep(0.5)
+        return answer
+
+    def upload(self) -> requests.Response:
+        """Upload a file slowly."""
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        body = head.encode() + FILE + f"\r\n--{BOUNDARY}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        answer = requests.post(
+            f"{self.url}/probe/upload", data=slowly(body), headers=kind, timeout=60
+        )
+        self.uploads += 1
+        return answer
+
+    def stream(self) -> requests.Response:
+        """Read a response that takes seconds, to its end."""
+        answer = self.vm.get(f"/probe/stream/{STREAM}")
+        assert answer.text.endswith("end"), answer.text
+        self.streams += 1
+        return answer
+
+    def least_and_most(self, service: str) -> tuple[int, int]:
+        """Return how few healthy and how many running containers of a service there were."""
+        rows = [
+            [row for row in look.splitlines() if row.startswith(f"{service} ")]
+            for look in self.seen
+        ]
+        healthy = [sum("(healthy)" in row for row in look) for look in rows]
+        return min(healthy), max(map(len, rows))

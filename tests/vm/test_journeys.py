@@ -1,0 +1,82 @@
+"""From a bare VM to a site, and to its next version. In this order, on one VM."""
+
+import re
+import stat
+
+from .load import QUEUES, Load
+from .vm import ProductionVm
+
+WAIT = "--wait=400"  # seconds for a container; three groups of tests share two cores
+
+
+def test_install_merges_what_is_there_and_changes_nothing_twice(
+    installed: tuple[ProductionVm, str],
+) -> None:
+    vm, said = installed
+    todo = re.findall(r"^  - (.*)$", said, re.MULTILINE)
+    assert [f"done: {what}" for what in todo] == re.findall(r"^done: .*$", said, re.MULTILINE)
+    assert "the ports 80 and 443" in said
+    daemon = vm.run("cat", "/etc/docker/daemon.json")
+    assert '"log-level": "warn"' in daemon
+    assert '"live-restore": true' in daemon
+    assert "docker" in vm.run("id", "-nG", "deploy").split()
+    unit = vm.run("systemctl", "show", "--property=TimeoutStopUSec", "docker").strip()
+    assert unit == "TimeoutStopUSec=7min"  # more than TASK_TIME_LIMIT and a minute
+    assert vm.run("systemctl", "is-active", f"revive@srv-{vm.stack.slug}.timer").strip() == "active"
+    assert re.findall(r"^(?:done|To do).*$", vm.install(), re.MULTILINE) == []
+
+
+def test_the_first_deploy_gives_a_site_with_secrets_of_its_own(vm: ProductionVm) -> None:
+    assert vm.get("/readyz").status_code == 200
+    assert vm.get("/admin/login/").status_code == 200
+    settings, laptop = vm.settings(), vm.stack.settings
+    names = [name for name in settings if name.endswith(("_PASSWORD", "_KEY"))]
+    assert len(names) == 6
+    for name in names:
+        assert len(settings[name]) >= 40
+        assert settings[name] != laptop[name]
+    assert settings["COMPOSE_FILE"] == "compose.yaml:compose.production.yaml"
+    assert stat.S_IMODE(int(vm.here("stat --format=%a .env"), 8)) == 0o600
+    assert vm.get("/flower/").status_code == 401
+    auth = (settings["FLOWER_USER"], settings["FLOWER_PASSWORD"])
+    assert vm.get("/flower/workers", auth=auth).status_code == 200
+    assert vm.version() in vm.ops("status", "--host", vm.host)
+    assert "ready." in vm.ops("logs", "--host", vm.host, "--no-follow", "worker-crawl")
+
+
+def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm) -> None:
+    before, proxy = vm.version(), vm.running()["proxy"]
+    page = vm.get("/admin/login/").text
+    old_file = re.search(r'href="(/static/admin/css/login\.[0-9a-f]{12}\.css)"', page)[1]
+    # A change of the source, of which one file has another hash from now on.
+    own = vm.stack.folder / "probe" / "static" / "admin" / "css"
+    own.mkdir(parents=True)
+    (own / "login.css").write_text("body { color: black }\n")
+    vm.stack.edit("config/settings.py", '    "probe",\n', "")
+    vm.stack.edit(
+        "config/settings.py", "INSTALLED_APPS = [\n", 'INSTALLED_APPS = [\n    "probe",\n'
+    )
+    with Load(vm) as load:
+        said = vm.deploy(WAIT)
+    assert load.failures == []
+    assert len(load.served) > 200
+    assert load.uploads >= 1
+    assert load.streams >= 2
+    for queue in QUEUES:
+        least, most = load.least_and_most(f"worker-{queue}")
+        assert least >= 1, queue
+        assert most <= 2, queue
+    assert load.least_and_most("beat")[1] == 1
+    code = (
+        "from config.celery import app;"
+        f'print([app.AsyncResult(task).get(timeout=60)[:4] for task in {load.tasks!r}].count("Done"))'
+    )
+    assert int(vm.python(code)) == len(load.tasks) > 0
+    # The layers that the VM has stay at home, and what holds the port stays as it is.
+    assert float(re.search(r"shipped ([\d.]+) MB", said)[1]) < 5
+    assert vm.version() != before
+    assert vm.running()["proxy"] == proxy
+    new_file = re.search(r'href="(/static/admin/css/login\.\S+?)"', vm.get("/admin/login/").text)[1]
+    assert new_file != old_file
+    assert vm.get(new_file).text == "body { color: black }\n"
+    assert vm.get(old_file).status_code == 200
