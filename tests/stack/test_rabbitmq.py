@@ -57,7 +57,8 @@ def test_a_countdown_waits_in_the_broker_and_then_runs_once(rabbitmq: Stack) -> 
 def waiting(stack: Stack) -> dict[str, int]:
     """Return the number of messages in each queue, as Flower's page has it."""
     login = requests.auth.HTTPBasicAuth("admin", stack.settings["FLOWER_PASSWORD"])
-    stack.get("/flower/workers", auth=login)  # its first page, where it looks for workers
+    # Its "Refresh": of itself Flower looks for workers once, when it starts, perhaps before them.
+    stack.get("/flower/workers?refresh=1", auth=login)
     page = stack.get("/flower/broker", auth=login).text
     rows = re.findall(r'<tr id="(.+?)">\s*<td>.+?</td>\s*<td[^>]*>(\d+)</td>', page)
     return {name: int(messages) for name, messages in rows}
