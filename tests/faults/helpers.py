@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.stack.stack import PRODUCTION, Stack, wait_for
 WORKER = "worker-crawl"  # which all tasks of the ledger go to
 TIME_LIMIT = 10  # seconds; small, because lost tasks return after twice as long
 SWEEP = 5  # seconds between two looks for lost tasks, unacked_restore_interval in config/broker.py
+SECONDS = 0.2  # that a task runs; two at a time
 RETURN = 2 * TIME_LIMIT + SWEEP  # seconds after which a lost task is back in its queue
 
 
@@ -139,3 +141,29 @@ def wait_until_healthy(stack: Stack, seconds: float = 90) -> None:
         wait_for("all healthy", lambda: not ill(), seconds)
     except AssertionError:
         raise AssertionError(f"not healthy after {seconds:g} s: {ill()}") from None
+
+
+def judge_after(
+    ledger: Ledger,
+    key: str,
+    count: int,
+    *happenings: Callable[[Stack], None],
+    seconds: float = SECONDS,
+) -> Verdict:
+    """
+    Let faults happen one after the other while `count` tasks run; judge once all is well.
+
+    Each task takes `seconds`. What is not done when the last that a fault held back would be, is
+    lost: nothing may be stuck for longer.
+    """
+    ledger.send("work", key, count, seconds)
+    for happening in happenings:
+        ledger.wait_for_progress(key)
+        happening(ledger.stack)
+    assert ledger.done(key) < count, "the last fault came when there was nothing left to do"
+    ledger.wait_for_progress(key)
+    wait_until_healthy(ledger.stack)
+    verdict = ledger.drain(key, seconds=RETURN + SWEEP + count * seconds)
+    assert verdict.accepted == count
+    print(key, verdict)
+    return verdict

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,16 +13,15 @@ from tests.stack.stack import Stack, wait_for
 from . import faults
 from .helpers import (
     RETURN,
+    SECONDS,
     SWEEP,
     TIME_LIMIT,
     WORKER,
     Ledger,
-    Verdict,
+    judge_after,
     ledger_stack,
     wait_until_healthy,
 )
-
-SECONDS = 0.2  # that a task runs; two at a time
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -40,23 +39,6 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def ledger(stack: Stack) -> Ledger:
     """The ledger of the stack."""
     return Ledger(stack)
-
-
-def judge_after(
-    ledger: Ledger, key: str, count: int, *happenings: Callable[[Stack], None]
-) -> Verdict:
-    """Let faults happen one after the other while `count` tasks run; judge once all is well."""
-    ledger.send("work", key, count, SECONDS)
-    for happening in happenings:
-        ledger.wait_for_progress(key)
-        happening(ledger.stack)
-    assert ledger.done(key) < count, "the last fault came when there was nothing left to do"
-    ledger.wait_for_progress(key)
-    wait_until_healthy(ledger.stack)
-    verdict = ledger.drain(key, seconds=RETURN + SWEEP + count * SECONDS)
-    assert verdict.accepted == count
-    print(key, verdict)
-    return verdict
 
 
 def errors(logs: str) -> str:

@@ -1,9 +1,7 @@
 """What the lines of a unit file do, and their equals in the stack."""
 
-import json
 import re
 import time
-from typing import Any
 
 from tests.stack.stack import wait_for
 
@@ -15,11 +13,6 @@ PROC_LIMIT = re.compile(r"^Max open files +(\d+) +(\d+)", re.MULTILINE)
 def read(machine: Machine, state: State, role: str, name: str) -> dict[str, str]:
     """Return a file of /proc/PID for the main process of a role, by side."""
     return {side: machine.run("cat", f"/proc/{state[side][role]['pid']}/{name}") for side in SIDES}
-
-
-def inspect(machine: Machine, service: str) -> dict[str, Any]:
-    """Return what the engine knows of a service's container."""
-    return json.loads(machine.run("docker", "inspect", f"{machine.stack.slug}-{service}-1"))[0]
 
 
 def environment(machine: Machine, state: State, role: str) -> dict[str, dict[str, str]]:
@@ -74,7 +67,7 @@ def test_open_files(machine: Machine) -> None:
 def test_the_web_gets_more_cpu_than_the_worker(machine: Machine) -> None:
     weights = machine.run("systemctl", "show", "--property=CPUWeight", "--value", "web", "worker")
     shares = [
-        inspect(machine, service)["HostConfig"]["CpuShares"]
+        machine.inspect(service)["HostConfig"]["CpuShares"]
         for service in ("web-a", "worker-default")
     ]
     web, worker = map(int, weights.split())
@@ -84,7 +77,7 @@ def test_the_web_gets_more_cpu_than_the_worker(machine: Machine) -> None:
 def test_no_pid_file_and_no_folder_has_to_be_made(machine: Machine) -> None:
     machine.start()
     for service in ROLES.values():
-        container = inspect(machine, service)
+        container = machine.inspect(service)
         assert container["HostConfig"]["ReadonlyRootfs"], service
     found = machine.compose(
         *("exec", "--no-TTY", "beat", "find", "/tmp", "/srv/beat", "-type", "f"),
@@ -123,7 +116,7 @@ def test_a_stop_lets_the_running_task_end(machine: Machine) -> None:
 def test_how_long_a_stop_may_take(machine: Machine) -> None:
     machine.start()
     limit = int(machine.stack.settings["TASK_TIME_LIMIT"])
-    assert inspect(machine, "worker-default")["Config"]["StopTimeout"] == limit + 60
+    assert machine.inspect("worker-default")["Config"]["StopTimeout"] == limit + 60
     unit = machine.run("systemctl", "show", "--property=TimeoutStopUSec", "--value", "worker")
     assert unit.strip() == "6min"
     # At a shutdown the engine waits as long, but its own unit does not.
@@ -183,7 +176,7 @@ def test_systemds_own_start_limit_gives_up(machine: Machine) -> None:
 
 def test_logs_have_a_limit(machine: Machine) -> None:
     machine.start()
-    assert inspect(machine, "worker-default")["HostConfig"]["LogConfig"] == {
+    assert machine.inspect("worker-default")["HostConfig"]["LogConfig"] == {
         "Type": "json-file",
         "Config": {"max-file": "5", "max-size": "10m"},
     }

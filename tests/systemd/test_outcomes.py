@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from tests.stack.stack import wait_for
+
 from .document import table
 from .machine import ROLES, SIDES, Machine, State, docker
 
@@ -54,10 +56,30 @@ def killed_for_memory(machine: Machine) -> dict[str, bool]:
     }
 
 
+def run_with(machine: Machine, *policies: str) -> None:
+    """Start a container for each restart policy; it ends well when it is told to, as Celery does."""
+    image = f"{machine.stack.slug}:latest"
+    script = "trap 'exit 0' TERM; while :; do sleep 0.2; done"
+    for policy in policies:
+        name = f"with-{policy}"
+        machine.run("docker", "rm", "--force", name, check=False)
+        machine.run(
+            *("docker", "run", "--detach", f"--name={name}", f"--restart={policy}", image),
+            *("bash", "-c", script),
+        )
+
+
+def runs_with(machine: Machine, policy: str) -> bool:
+    """Tell whether that container runs."""
+    command = ("docker", "inspect", "--format={{.State.Running}}", f"with-{policy}")
+    return machine.run(*command) == "true\n"
+
+
 @pytest.fixture(scope="module")
 def rebooted(machine: Machine) -> State:
     """Reboot with web and worker running, beat stopped, flower disabled; return what was before."""
     before = machine.start()
+    run_with(machine, "always", "on-failure")
     machine.run("systemctl", "restart", "worker")
     machine.compose("restart", "worker-default")
     machine.run("systemctl", "stop", "beat")
@@ -78,6 +100,11 @@ def test_a_stop_and_a_reboot(machine: Machine, rebooted: State) -> None:
 
 def test_a_disable_and_a_reboot(machine: Machine, rebooted: State) -> None:
     assert machine.outcomes(rebooted, STAYS, ["flower"]) == documented("disable, then reboot")
+
+
+@pytest.mark.usefixtures("rebooted")
+def test_another_policy_stays_down_after_a_reboot(machine: Machine) -> None:
+    assert [runs_with(machine, policy) for policy in ("always", "on-failure")] == [True, False]
 
 
 @pytest.mark.usefixtures("rebooted")
@@ -155,17 +182,63 @@ def seconds(span: str) -> float:
     )
 
 
-def test_a_power_cut(machine: Machine) -> None:
+SQUATTER = """
+[Unit]
+Before=docker.service
+[Socket]
+ListenStream=127.0.0.1:8080
+[Install]
+WantedBy=sockets.target
+"""
+
+
+@pytest.fixture(scope="module")
+def cut_off(machine: Machine) -> State:
+    """
+    Cut the power, with beat stopped afterwards; return what was before.
+
+    At the next boot somebody else has the proxy's port.
+    """
     before = machine.start()
+    folder = "/etc/systemd/system"
+    machine.run("sh", "-c", f"printf '{SQUATTER}' > {folder}/squatter.socket")
+    machine.run("sh", "-c", f"printf '[Service]\nExecStart=true\n' > {folder}/squatter.service")
+    machine.run("sh", "-c", f"cp ops/systemd/revive@.* {folder}/ && systemctl daemon-reload")
+    machine.run("systemctl", "enable", "squatter.socket")
+    # As docs/production.md says.
+    timer = "revive@$(systemd-escape --path /srv/stack).timer"
+    machine.run("sh", "-c", f"docker compose stop proxy && systemctl enable --now {timer}")
     machine.cut_power()
-    assert machine.outcomes(before, 120) == documented("power cut")
+    return before
+
+
+def test_a_power_cut(machine: Machine, cut_off: State) -> None:
+    assert machine.outcomes(cut_off, 120) == documented("power cut")
+
+
+@pytest.mark.usefixtures("cut_off")
+def test_what_could_not_start_at_boot_is_started_within_a_minute(machine: Machine) -> None:
+    def state(service: str) -> str:
+        return machine.inspect(service)["State"]["Status"]
+
+    machine.compose("stop", "beat")
+    tried = "systemctl show --property=ExecMainStartTimestampMonotonic --value revive@srv-stack"
+    first = machine.run("sh", "-c", tried)
+    wait_for("the timer tried", lambda: machine.run("sh", "-c", tried) != first, seconds=90)
+    assert "address already in use" in machine.inspect("proxy")["State"]["Error"]
+    assert state("proxy") != "running"
+    machine.run("systemctl", "disable", "--now", "squatter.socket")
+    wait_for("the proxy is back", lambda: state("proxy") == "running", seconds=60)
+    assert state("beat") == "exited"
 
 
 def test_the_engine_is_killed(machine: Machine) -> None:
     before = machine.start()
-    engine = machine.run("systemctl", "show", "--property=MainPID", "--value", "docker").strip()
-    machine.kill("KILL", int(engine))
+    run_with(machine, "always", "unless-stopped")
+    machine.kill_engine()
     assert machine.outcomes(before, 120, sides=["stack"]) == documented("engine killed")
+    # The other policy, which most examples have.
+    assert [runs_with(machine, policy) for policy in ("always", "unless-stopped")] == [True, False]
 
 
 def test_both_sides_still_run_tasks_after_all_that(machine: Machine) -> None:

@@ -53,13 +53,13 @@ class Vm:
             timeout=600,
         )
 
-    def create(self) -> None:
-        """Make the machine, switched off."""
+    def create(self, *options: str) -> None:
+        """Make the machine, switched off; `options` are those of `docker create`."""
         docker(
             *("create", f"--name={self.name}", "--privileged", "--cgroupns=private"),
             "--cpu-shares=8192",  # as much as the dozen containers that it holds
             *("--tmpfs=/run", "--tmpfs=/run/lock", "--stop-timeout=120"),
-            *(f"--volume={self.name}:/var/lib/docker", self.name),
+            *(f"--volume={self.name}:/var/lib/docker", *options, self.name),
         )
 
     def load(self, images: Iterable[str]) -> None:
@@ -80,6 +80,15 @@ class Vm:
     def run(self, *command: str, timeout: float = 300, check: bool = True) -> str:
         """Run a command as root and return what it printed."""
         return docker("exec", self.name, *command, timeout=timeout, check=check)
+
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine inside, which systemd starts again; return when it answers."""
+        show = ("systemctl", "show", "--property=MainPID", "--value", "docker")
+        before = self.run(*show).strip()
+        self.run("kill", "-s", "KILL", before)
+        wait_for("another engine", lambda: self.run(*show).strip() not in ("0", before), seconds=60)
+        version = ("docker", "version", "--format={{.Server.Version}}")
+        wait_for("it answers", lambda: self.run(*version, check=False).strip(), seconds=60)
 
     # Power -----------------------------------------------------------------------------------------
 
@@ -142,6 +151,10 @@ class Machine(Vm):
     def compose(self, *arguments: str, **options: Any) -> str:
         """Run `docker compose` inside, as a person types it."""
         return self.run("docker", "compose", "--progress", "quiet", *arguments, **options)
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """Return what the engine inside knows of a service's container."""
+        return json.loads(self.run("docker", "inspect", f"{self.stack.slug}-{service}-1"))[0]
 
     # What is there ---------------------------------------------------------------------------------
 

@@ -37,8 +37,8 @@ def units() -> dict[str, tuple[int, int]]:
 
 def containers() -> dict[str, dict]:
     """Return what the engine knows of the container of each role that has one."""
-    ids = ask("docker", "ps", "--all", "--quiet", "--no-trunc").split()
     label = "com.docker.compose.service"
+    ids = ask("docker", "ps", "--all", "--quiet", "--no-trunc", f"--filter=label={label}").split()
     known = {
         found["Config"]["Labels"][label]: found
         for found in json.loads(ask("docker", "inspect", *ids) or "[]")
