@@ -154,14 +154,16 @@ def test_flower_remembers_its_tasks_over_a_restart(production: Stack) -> None:
 
 def test_the_broker_writes_to_disk_and_evicts_nothing_but_the_cache_may(production: Stack) -> None:
     def config(service: str) -> dict[str, str]:
-        names = ("appendonly", "maxmemory-policy")
+        names = ("appendonly", "appendfsync", "maxmemory-policy")
         lines = production.compose(
             "exec", "--no-TTY", service, "redis-cli", "config", "get", *names
         ).splitlines()
         return dict(zip(lines[::2], lines[1::2], strict=True))
 
-    assert config("broker") == {"appendonly": "yes", "maxmemory-policy": "noeviction"}
-    assert config("cache") == {"appendonly": "no", "maxmemory-policy": "allkeys-lru"}
+    kept = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    assert config("broker") == kept
+    assert config("cache")["appendonly"] == "no"
+    assert config("cache")["maxmemory-policy"] == "allkeys-lru"
 
 
 # Proxy --------------------------------------------------------------------------------------------
