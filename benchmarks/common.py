@@ -121,7 +121,8 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
         folder = Path(parent, slug)
         with (folder / ".env").open("a") as env:
             env.write("COMPOSE_FILE=compose.yaml:compose.production.yaml\nHTTPS=false\n")
-            env.write(f"HTTP_PORT=127.0.0.1:{free_port()}\n")
+            for name in ("HTTP_PORT", "HTTPS_PORT"):
+                env.write(f"{name}=127.0.0.1:{free_port()}\n")
         change(folder)
         project = Stack(slug, folder)
         try:

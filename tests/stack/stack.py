@@ -62,8 +62,10 @@ class Stack:
             for path in [self.folder, *self.folder.rglob("*")]:
                 shutil.chown(path, 4242, 4242)
         else:
-            # No certificate here; published on this machine only.
-            self.set(COMPOSE_FILE=compose_files, HTTP_PORT=f"127.0.0.1:{self.port}", HTTPS="false")
+            # No certificate, unless a test wants one; published on this machine only.
+            self.tls_port = free_port()
+            self.set(COMPOSE_FILE=compose_files, HTTPS="false")
+            self.set(HTTP_PORT=f"127.0.0.1:{self.port}", HTTPS_PORT=f"127.0.0.1:{self.tls_port}")
 
     def use_engine(self, url: str) -> None:
         """Have the engine at `url` run it; "" is the one of this machine."""

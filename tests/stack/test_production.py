@@ -11,7 +11,7 @@ from .stack import Stack, wait_for
 
 QUEUES = ["crawl", "default", "notify"]
 SERVICES = [
-    "beat", "broker", "cache", "db", "flower", "migrate", "proxy", "web-a", "web-b",
+    "beat", "broker", "cache", "certificates", "db", "flower", "migrate", "proxy", "web-a", "web-b",
     *[f"worker-{queue}" for queue in QUEUES],
 ]  # fmt: skip
 LONG_RUNNING = [service for service in SERVICES if service != "migrate"]
@@ -26,7 +26,7 @@ def test_every_service_is_healthy(production: Stack) -> None:
 
 
 def test_djangos_own_check_for_production_has_no_warning(production: Stack) -> None:
-    arguments = ["run", "--rm", "--no-TTY", "--no-deps", "--env", "HTTPS=true", "web"]
+    arguments = ["run", "--rm", "--no-TTY", "--no-deps", "--env", "HTTPS=acme", "web"]
     production.compose(*arguments, "./manage.py", "check", "--deploy", "--fail-level", "WARNING")
 
 
@@ -327,7 +327,10 @@ def test_nothing_but_the_proxy_is_published(production: Stack) -> None:
         if container.attrs["HostConfig"]["PortBindings"]
     }
     assert published == {
-        "proxy": {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(production.port)}]}
+        "proxy": {
+            f"{inside}/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(outside)}]
+            for inside, outside in ((8080, production.port), (8443, production.tls_port))
+        }
     }
 
 

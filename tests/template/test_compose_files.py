@@ -11,6 +11,8 @@ import yaml
 # These run once, or by hand; all others stay up.
 ONE_SHOT = {"migrate", "web"}
 DATA = {"broker", "cache", "db"}
+# Of the proxy's image, and in need of nothing.
+PROXY = {"proxy", "certificates"}
 INTERNAL = "inside"
 
 Services = dict[str, dict]
@@ -45,7 +47,7 @@ def workers(services: Services) -> Services:
 def test_compose_starts_these_services(
     defaults: Path, compose: Callable[..., dict], mode: str
 ) -> None:
-    own = {"laptop": {"web-a", "sample-site"}, "production": {"web-a", "web-b"}}
+    own = {"laptop": {"web-a", "sample-site"}, "production": {"web-a", "web-b", "certificates"}}
     assert set(compose(defaults, mode, "")["services"]) == own[mode] | {
         *("proxy", "worker-default", "worker-crawl", "worker-notify", "beat", "flower"),
         *("broker", "cache", "db", "migrate"),
@@ -178,10 +180,9 @@ def test_gunicorn_stops_before_compose_kills_it(project: Path, services: Service
 def test_only_the_proxy_publishes_a_port(services: Services, mode: str) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert list(published) == ["proxy"]
-    (port,) = published["proxy"]
-    assert (port.get("host_ip"), port["published"]) == {
-        "laptop": ("127.0.0.1", "8080"),
-        "production": (None, "80"),
+    assert [(port.get("host_ip"), port["published"]) for port in published["proxy"]] == {
+        "laptop": [("127.0.0.1", "8080")],
+        "production": [(None, "80"), (None, "443")],
     }[mode]
 
 
@@ -189,7 +190,7 @@ def test_the_port_is_chosen_in_env(
     defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
 ) -> None:
     copy = changed(defaults, "# HTTP_PORT=8080", "HTTP_PORT=18080")
-    (port,) = compose(copy, mode)["services"]["proxy"]["ports"]
+    port, *_ = compose(copy, mode)["services"]["proxy"]["ports"]
     assert port["published"] == "18080"
 
 
@@ -225,7 +226,7 @@ def test_workers_can_reach_the_internet_and_the_data(services: Services) -> None
 
 def test_what_needs_the_schema_waits_for_it(services: Services) -> None:
     for name, service in lasting(services).items():
-        if name not in DATA and name != "proxy":
+        if name not in DATA | PROXY:
             needs = {key: value["condition"] for key, value in service["depends_on"].items()}
             assert needs == {
                 "migrate": "service_completed_successfully",
@@ -259,7 +260,11 @@ def test_every_volume_is_declared_and_used(
     project: Path, compose: Callable[..., dict], mode: str
 ) -> None:
     # compose itself leaves out what nobody uses.
-    declared = yaml.safe_load((project / "compose.yaml").read_text(encoding="utf-8"))["volumes"]
+    names = {"laptop": ["compose.yaml"], "production": ["compose.yaml", "compose.production.yaml"]}
+    declared = itertools.chain.from_iterable(
+        yaml.safe_load((project / name).read_text(encoding="utf-8"))["volumes"]
+        for name in names[mode]
+    )
     volumes = itertools.chain.from_iterable(
         service.get("volumes", []) for service in compose(project, mode)["services"].values()
     )

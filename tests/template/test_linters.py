@@ -1,6 +1,7 @@
 """What linters say about the rendered files, and about what the template itself brings: nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ GIXY_SKIPS = [
     # $host has no port, without which Flower and CSRF checks refuse a form. A false name gets no
     # further than Django's ALLOWED_HOSTS.
     "host_spoofing",
+    # Django sends it, with every page.
+    "hsts_header",
 ]
 
 WORKFLOW = ".github/workflows/ci.yaml"
@@ -76,7 +79,9 @@ def test_shellcheck_finds_nothing_in_rendered_scripts(project: Path) -> None:
         lint("shellcheck", script, folder=project)
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "nginx/nginx.conf", "gunicorn.conf.py"])
+@pytest.mark.parametrize(
+    "name", ["Dockerfile", "nginx/nginx.conf", "nginx/start.sh", "gunicorn.conf.py"]
+)
 def test_no_answer_changes_the_image_and_the_proxy(
     defaults: Path, project: Path, name: str
 ) -> None:
@@ -110,13 +115,24 @@ def test_hadolint_finds_nothing(defaults: Path) -> None:
     lint("hadolint", "--no-color", "Dockerfile", folder=defaults)
 
 
-def test_gixy_finds_nothing(defaults: Path) -> None:
-    # mime.types comes with the image.
-    options = ["--disable-includes", f"--skips={','.join(GIXY_SKIPS)}"]
-    lint("gixy", *options, "nginx/nginx.conf", folder=defaults)
+@pytest.mark.parametrize("servers", ["plain", "tls"])
+def test_gixy_finds_nothing(defaults: Path, tmp_path: Path, servers: str) -> None:
+    copy = shutil.copytree(defaults / "nginx", tmp_path / "nginx")
+    main = (copy / "nginx.conf").read_text(encoding="utf-8")
+    for name, file in (("/tmp/servers.conf", f"{servers}.conf"), ("/tmp/env.conf", "env.conf")):
+        assert f"include {name};" in main
+        main = main.replace(f"include {name};", f"include {file};")
+    (copy / "nginx.conf").write_text(main, encoding="utf-8")
+    # mime.types comes with the image, env.conf from start.sh.
+    (copy / "mime.types").touch()
+    (copy / "env.conf").write_text("geo $https_port { default ''; }\ngeo $trusted { default 0; }\n")
+    lint("gixy", f"--skips={','.join(GIXY_SKIPS)}", "nginx.conf", folder=copy)
 
 
-def test_nginx_accepts_its_configuration(defaults: Path, compose: Callable[..., dict]) -> None:
+@pytest.mark.parametrize("https", ["false", "acme", "files", "balancer"])
+def test_nginx_accepts_its_configuration(
+    defaults: Path, compose: Callable[..., dict], https: str
+) -> None:
     """Ask the base image's nginx, as the user and with the file system that compose gives it."""
     proxy = compose(defaults, "production")["services"]["proxy"]
     dockerfile = (defaults / "Dockerfile").read_text(encoding="utf-8")
@@ -129,8 +145,12 @@ def test_nginx_accepts_its_configuration(defaults: Path, compose: Callable[..., 
             *[f"--tmpfs={path}" for path in proxy["tmpfs"]],
             # A new volume belongs to the owner of the folder in the image that the Dockerfile makes.
             *[f"--tmpfs={path}:uid=101" for path in volumes],
-            f"--volume={defaults / 'nginx/nginx.conf'}:/etc/nginx/nginx.conf:ro",
-            *["--entrypoint=nginx", image, "-t", "-q"],
+            *[
+                f"--volume={path}:/etc/nginx/{path.name}:ro"
+                for path in (defaults / "nginx").iterdir()
+            ],
+            *[f"--env=HTTPS={https}", "--env=TRUSTED_PROXIES=10.0.0.1, 10.1.0.0/16"],
+            *["--entrypoint=sh", image, "/etc/nginx/start.sh", "-t", "-q"],
         ],
         capture_output=True,
         text=True,

@@ -10,7 +10,9 @@ import pytest
 Answer = Callable[..., object]
 Refusals = Callable[..., list[str]]
 
-SERVICES = "beat broker cache db flower migrate proxy sample-site web web-a web-b worker"
+SERVICES = (
+    "beat broker cache certificates db flower migrate proxy sample-site web web-a web-b worker"
+)
 
 
 def one(sentences: list[str], about: str) -> None:

@@ -67,7 +67,15 @@ home/templates/home/index.html
 home/urls.py
 home/views.py
 manage.py
+nginx/certificates.sh
 nginx/nginx.conf
+nginx/pages.conf
+nginx/plain.conf
+nginx/put-certificate.sh
+nginx/site.conf
+nginx/slow-down.html
+nginx/start.sh
+nginx/tls.conf
 nginx/unavailable.html
 notifications/__init__.py
 notifications/admin.py

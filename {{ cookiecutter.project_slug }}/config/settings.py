@@ -27,7 +27,12 @@ ALLOWED_HOSTS = [*env.list("ALLOWED_HOSTS", default=[]), "localhost", "127.0.0.1
 
 # The proxy sets this header itself, whatever a client sends.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
-HTTPS = env.bool("HTTPS", default=not DEBUG)
+CERTIFICATE = env("HTTPS", default="false" if DEBUG else "acme")
+if CERTIFICATE not in ("acme", "files", "balancer", "false"):
+    raise ImproperlyConfigured(
+        f'HTTPS in .env is "{CERTIFICATE}"; make it acme, files, balancer or false.'
+    )
+HTTPS = CERTIFICATE != "false"
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$"]
 SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0

@@ -34,6 +34,6 @@ class AwayMiddleware(MiddlewareMixin):
             part = "database"
         else:
             return None
-        logger.error("The %s is away: %s", part, request.path, exc_info=exception)
+        logger.error("The %s is away: %r", part, request.path, exc_info=exception)
         error = f"The {part} is away. Try again in a minute."
         return JsonResponse({"error": error}, status=503, headers={"Retry-After": "60"})

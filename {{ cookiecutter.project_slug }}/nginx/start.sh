@@ -1,0 +1,40 @@
+#!/bin/sh
+# The proxy's first process: puts what .env says into nginx's configuration, then becomes nginx.
+set -eu
+
+case ${HTTPS:=false} in
+acme | files) servers=tls ;;
+balancer | false) servers=plain ;;
+*)
+    echo "HTTPS in .env is \"$HTTPS\"; make it acme, files, balancer or false." >&2
+    exit 1
+    ;;
+esac
+ln -sf "/etc/nginx/$servers.conf" /tmp/servers.conf
+
+port=${HTTPS_PORT:-443}
+port=:${port##*:} # it may name an address, too
+proxies=
+if [ "$HTTPS" = balancer ]; then
+    proxies=$(echo "${TRUSTED_PROXIES-}" | tr , ' ')
+    if [ -z "$proxies" ]; then
+        echo "HTTPS in .env is balancer; name the balancer's addresses in TRUSTED_PROXIES." >&2
+        exit 1
+    fi
+fi
+{
+    echo "geo \$https_port { default \"${port%:443}\"; }"
+    echo "geo \$realip_remote_addr \$trusted { default 0;"
+    for proxy in $proxies; do echo "$proxy 1;"; done
+    echo "}"
+    for proxy in $proxies; do echo "set_real_ip_from $proxy;"; done
+} >/tmp/env.conf
+
+# A handshake needs some certificate, and the first real one needs a proxy that runs.
+if [ $servers = tls ] && [ ! -e /srv/certificates/site.pem ]; then
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 3650 \
+        -subj "/CN=No certificate yet" -keyout - 2>/dev/null |
+        sh /etc/nginx/put-certificate.sh || echo "No self-signed certificate, see above." >&2
+fi
+
+exec nginx -g "daemon off;" "$@"
