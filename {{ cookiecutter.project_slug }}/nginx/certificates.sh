@@ -42,7 +42,7 @@ PRIVATE_KEY_RENEW=no
 END
 
 acme() {
-    timeout 10m dehydrated --config /tmp/config "$@"
+    timeout 10m dehydrated --config /tmp/config --no-lock "$@" # a power cut leaves locks
 }
 
 # Gets what is due and puts it into use. 1: the authority cannot be reached; 2: it refuses.
@@ -51,7 +51,7 @@ renew() {
     [ -n "$(find "$state/accounts" -name registration_info.json -size +0 2>/dev/null)" ] ||
         rm -rf "$state/accounts"
     acme --register --accept-terms || return 1
-    acme --cron --no-lock --alias site --domain "${names[*]}" || return 2
+    acme --cron --alias site --domain "${names[*]}" || return 2
     cat "$state/certs/site/privkey.pem" "$state/certs/site/fullchain.pem" >/tmp/site.pem
     cmp -s /tmp/site.pem /srv/certificates/site.pem ||
         sh /etc/nginx/put-certificate.sh </tmp/site.pem || return 2

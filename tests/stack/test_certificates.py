@@ -1,0 +1,436 @@
+"""How a site gets and renews its certificate, from a real ACME server. In this order, on one stack."""
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from .stack import PRODUCTION, Stack, wait_for
+
+HERE = Path(__file__).parent
+NAMES = ["site.test", "www.site.test"]
+# What a reader of .env sees of it; Pebble keeps nothing, so each has a root of its own.
+AUTHORITIES = {"authority": 20, "other-authority": 6}  # days that a certificate is valid
+SERVICES = ["proxy", "certificates", "web-a", "web-b"]
+
+# What testssl.sh takes for more than "low", and why it stays.
+ACCEPTED = {
+    # These certificates are short, see AUTHORITIES, so that each look at them finds them due.
+    "cert_expirationStatus",
+    "cert_notAfter",
+    # It speaks of itself: it cannot try Russian ciphers.
+    "engine_problem",
+}
+
+
+def authority(days: int) -> dict:
+    """Configure Pebble to ask where the proxy listens."""
+    return {
+        "listenAddress": "0.0.0.0:14000",
+        "managementListenAddress": "0.0.0.0:15000",
+        "certificate": "/authority/cert.pem",
+        "privateKey": "/authority/key.pem",
+        "httpPort": 8080,
+        "tlsPort": 8443,
+        "profiles": {"default": {"description": "", "validityPeriod": days * 24 * 3600}},
+    }
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    """Run openssl in a folder."""
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def self_signed(folder: Path, *names: str) -> None:
+    """Make key.pem and cert.pem for some names."""
+    alternatives = ",".join(f"DNS:{name}" for name in names)
+    openssl(
+        folder,
+        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
+        *("-addext", f"subjectAltName={alternatives}", "-keyout", "key.pem", "-out", "cert.pem"),
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A site that wants a certificate, beside two authorities that do not run yet."""
+    stack = Stack(
+        tmp_path_factory.mktemp("certificates"), PRODUCTION, queues="none", example="false"
+    )
+    try:
+        stack.add_app(HERE / "probe")
+        folder = stack.folder / "authority"
+        folder.mkdir()
+        self_signed(folder, *AUTHORITIES)
+        (folder / "key.pem").chmod(0o644)
+        services: dict[str, dict] = {
+            "proxy": {"networks": {"edge": {"aliases": NAMES}}},
+            "certificates": {
+                "environment": {"CURL_CA_BUNDLE": "/authority/cert.pem"},
+                "volumes": ["./authority:/authority:ro"],
+            },
+        }
+        for name, days in AUTHORITIES.items():
+            (folder / f"{name}.json").write_text(json.dumps({"pebble": authority(days)}))
+            services[name] = {
+                "image": f"{stack.slug}-acme",
+                "build": str(HERE / "acme"),
+                "command": ["pebble", "-config", f"/authority/{name}.json"],
+                "volumes": ["./authority:/authority:ro"],
+                "networks": ["edge", "outside"],
+                "profiles": ["acme"],
+            }
+        (stack.folder / "test.yaml").write_text(json.dumps({"services": services}))
+        stack.set(COMPOSE_FILE=f"{PRODUCTION}:test.yaml", HTTPS="acme")
+        stack.set(
+            ALLOWED_HOSTS=f"{','.join(NAMES)},192.0.2.1",
+            ACME_DIRECTORY="https://authority:14000/dir",
+        )
+        stack.compose("build", "authority")
+        stack.up("--build", *SERVICES)
+        yield stack
+    finally:
+        stack.remove()
+
+
+def root(site: Stack, name: str = "authority") -> str:
+    """Return the certificate that an authority signs with, as PEM."""
+    url = f"https://{name}:15000/roots/0"
+    return site.compose("exec", "--no-TTY", "certificates", "curl", "--silent", "--fail", url)
+
+
+def connect(
+    site: Stack, name: str = NAMES[0], trusted: str | None = None, **versions: ssl.TLSVersion
+) -> ssl.SSLSocket:
+    """Open a connection for a name, to a site whose certificate must be `trusted` if given."""
+    context = ssl.create_default_context(cadata=trusted)
+    if trusted is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if versions:
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # this client would refuse old ones itself
+        context.minimum_version = context.maximum_version = versions["version"]
+    plain = socket.create_connection(("127.0.0.1", site.tls_port), timeout=15)
+    return context.wrap_socket(plain, server_hostname=name)
+
+
+def served(site: Stack) -> bytes:
+    """Return the certificate that a new connection gets."""
+    with connect(site) as connection:
+        return connection.getpeercert(binary_form=True)
+
+
+def get(
+    site: Stack, path: str, name: str = NAMES[0], trusted: str | None = None
+) -> tuple[int, http.client.HTTPMessage, str]:
+    """GET over TLS; return status, headers and text."""
+    with contextlib.closing(http.client.HTTPConnection(name, site.tls_port)) as client:
+        client.sock = connect(site, name, trusted)
+        client.request("GET", path)
+        answer = client.getresponse()
+        return answer.status, answer.headers, answer.read().decode()
+
+
+def plain(site: Stack, path: str, host: str = NAMES[0], **headers: str) -> requests.Response:
+    """GET without TLS."""
+    return site.get(path, headers={"Host": host, **headers})
+
+
+def reissue(site: Stack) -> None:
+    """Have the service look whether something is due, and wait for another certificate."""
+    before = served(site)
+    site.compose("restart", "certificates")
+    wait_for("another certificate", lambda: served(site) != before, seconds=60)
+
+
+def test_without_an_authority_the_site_is_healthy_with_a_certificate_of_its_own(
+    site: Stack,
+) -> None:
+    assert {name: site.health(name) for name in SERVICES} == dict.fromkeys(SERVICES, "healthy")
+    with connect(site) as connection:
+        assert connection.getpeercert() == {}  # nobody signed it
+    status, _, _ = get(site, "/healthz")
+    assert status == 200
+    assert "the next attempt is in" in site.compose("logs", "certificates")
+
+
+def test_when_the_authority_is_there_the_site_gets_a_certificate_with_all_names(
+    site: Stack,
+) -> None:
+    before = served(site)
+    site.compose("up", "--detach", "authority")
+    wait_for("a certificate", lambda: served(site) != before, seconds=200)
+    trusted = root(site)
+    for name in NAMES:
+        assert get(site, "/healthz", name, trusted)[0] == 200
+    with connect(site, trusted=trusted) as connection:
+        names = connection.getpeercert()["subjectAltName"]
+    assert sorted(names) == [("DNS", name) for name in NAMES]
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect(site, "elsewhere.test", trusted)
+
+
+def test_a_renewal_drops_no_connection_and_fails_no_request(site: Stack) -> None:
+    trusted = root(site)
+    proxy = site.containers()["proxy"].attrs["State"]
+    kept, new, failures = [0, 0, 0], [0], []
+    over = threading.Event()
+
+    def keep(number: int) -> None:
+        try:
+            client = http.client.HTTPConnection(NAMES[0], site.tls_port)
+            client.sock = connect(site, trusted=trusted)
+            own = client.sock.fileno()
+            while not over.wait(0.05):
+                client.request("GET", "/healthz")
+                assert client.getresponse().read() == b"ok"
+                assert client.sock.fileno() == own  # the same connection throughout
+                kept[number] += 1
+        except Exception as error:
+            failures.append(error)
+
+    def renew_connections() -> None:
+        while not over.wait(0.02):
+            try:
+                assert get(site, "/proxy-alive", trusted=trusted)[0] == 200
+                new[0] += 1
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=keep, args=(number,)) for number in range(len(kept))]
+    threads.append(threading.Thread(target=renew_connections))
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            reissue(site)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert min(*kept, *new) > 10
+    assert site.containers()["proxy"].attrs["State"] == proxy  # neither replaced nor restarted
+
+
+def test_a_certificate_that_is_not_due_is_left_alone(site: Stack) -> None:
+    """Pebble's are always due; what the service says of one that is not, is asked of it."""
+    script = (
+        r"sed 's/^KEY_ALGO=.*/&\nRENEW_DAYS=10/' /etc/nginx/certificates.sh > /tmp/again.sh;"
+        " sed -i 's/^    sleep .*/    exit/' /tmp/again.sh; bash /tmp/again.sh"
+    )
+    before = served(site)
+    said = site.compose("exec", "--no-TTY", "certificates", "bash", "-c", script)
+    assert "Skipping renew" in said
+    assert served(site) == before
+
+
+def test_another_authority_gets_its_own_account_and_signs_anew(site: Stack) -> None:
+    site.compose("up", "--detach", "other-authority")
+    before = served(site)
+    site.set(ACME_DIRECTORY="https://other-authority:14000/dir")
+    site.compose("up", "--detach", "certificates")
+    wait_for("another certificate", lambda: served(site) != before, seconds=60)
+    assert get(site, "/healthz", trusted=root(site, "other-authority"))[0] == 200
+    accounts = site.compose(
+        *("exec", "--no-TTY", "certificates", "sh", "-c"),
+        "cat /srv/acme/*/accounts/*/account_key.pem | grep -c BEGIN",
+    )
+    assert accounts.strip() == "2"
+
+
+def test_a_certificate_that_ends_within_a_week_makes_the_service_unhealthy(site: Stack) -> None:
+    def healthy() -> str:
+        health = "bash /etc/nginx/certificates.sh health >/dev/null && echo yes || echo no"
+        return site.compose("exec", "--no-TTY", "certificates", "bash", "-c", health).strip()
+
+    assert healthy() == "no"
+    site.set(ACME_DIRECTORY="https://authority:14000/dir")
+    before = served(site)
+    site.compose("up", "--detach", "certificates")
+    wait_for("the first authority's certificate", lambda: served(site) != before, seconds=60)
+    assert healthy() == "yes"
+
+
+def test_half_an_account_and_a_lock_of_the_dead_are_no_obstacle(site: Stack) -> None:
+    site.compose(
+        *("exec", "--no-TTY", "certificates", "sh", "-c"),
+        "rm /srv/acme/*/accounts/*/registration_info.json; touch /srv/acme/https___authority_14000_dir/lock",
+    )
+    reissue(site)
+
+
+# What a visitor meets -----------------------------------------------------------------------------
+
+
+def test_plain_http_leads_to_https_under_the_sites_own_names_only(site: Stack) -> None:
+    for path in ("/admin/login/?next=/", "/static/none.css", "/media/x", "/flower/", "/"):
+        answer = plain(site, path)
+        assert answer.status_code == 301, path
+        assert answer.headers["Location"] == f"https://{NAMES[0]}:{site.tls_port}{path}"
+    forged = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example"}
+    assert plain(site, "/", **forged).headers["Location"].startswith(f"https://{NAMES[0]}:")
+    assert plain(site, "/", host="evil.example").status_code == 400
+
+
+def test_challenges_and_the_health_check_are_answered_without_tls(site: Stack) -> None:
+    write = "echo answer > /srv/certificates/challenges/token"
+    site.compose("exec", "--no-TTY", "certificates", "sh", "-c", write)
+    assert plain(site, "/.well-known/acme-challenge/token", "any.example").text == "answer\n"
+    assert plain(site, "/.well-known/acme-challenge/other").status_code == 404
+    assert plain(site, "/.well-known/acme-challenge/").status_code in (403, 404)
+    assert plain(site, "/proxy-alive").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["../site.pem", "%2e%2e/site.pem", "..%2fsite.pem", "x/../../site.pem"]
+)
+def test_no_path_leads_from_the_challenges_to_the_key(site: Stack, path: str) -> None:
+    request = requests.Request("GET", site.url, headers={"Host": NAMES[0]}).prepare()
+    request.url = f"{site.url}/.well-known/acme-challenge/{path}"
+    answer = requests.Session().send(request, allow_redirects=False, timeout=15)
+    assert answer.status_code in (301, 400, 404)
+    assert "PRIVATE KEY" not in answer.text
+
+
+def test_https_has_hsts_and_http_2_and_knows_its_port(site: Stack) -> None:
+    _, headers, _ = get(site, "/admin/login/")
+    assert headers["Strict-Transport-Security"] == "max-age=31536000; includeSubDomains; preload"
+    cookie = headers["Set-Cookie"]
+    assert "Secure" in cookie
+    said = site.compose(
+        *("exec", "--no-TTY", "proxy", "curl", "--silent", "--insecure", "--http2"),
+        *("--connect-to", f"{NAMES[0]}:4443:localhost:8443", "--write-out", " %{http_version}"),
+        f"https://{NAMES[0]}:4443/probe/request",
+    )
+    seen, version = said.rsplit(" ", 1)
+    assert version == "2"
+    assert json.loads(seen)["scheme"] == "https"
+    assert json.loads(seen)["host"] == f"{NAMES[0]}:4443"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_only_tls_1_2_and_1_3_are_spoken(site: Stack) -> None:
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with connect(site, version=version) as connection:
+            assert connection.version() == version.name.replace("_", ".")
+    for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+        with pytest.raises(ssl.SSLError, match=r"(?i)alert protocol version"):
+            connect(site, version=version)
+
+
+def test_testssl_finds_nothing_that_is_not_explained(site: Stack) -> None:
+    (site.folder / "authority" / "root.pem").write_text(root(site))
+    printed = site.compose(
+        *("run", "--rm", "--no-TTY", "--entrypoint=bash", "authority", "-c"),
+        "testssl --quiet --warnings batch --add-ca /authority/root.pem --jsonfile /tmp/found"
+        " --protocols --std --fs --server-preference --server-defaults --headers --vulnerable"
+        f" {NAMES[0]}:8443 > /dev/null; cat /tmp/found",
+        timeout=600,
+    )
+    found = json.loads(printed)
+    assert len(found) > 50
+    harmless = ("DEBUG", "INFO", "OK", "LOW")
+    grave = {one["id"]: one["finding"] for one in found if one["severity"] not in harmless}
+    assert set(grave) == ACCEPTED, grave
+
+
+# Other ways ---------------------------------------------------------------------------------------
+
+
+def test_files_of_ones_own_are_used_at_once_and_wrong_ones_refused(
+    site: Stack, tmp_path: Path
+) -> None:
+    site.set(HTTPS="files")
+    remove = "rm /srv/certificates/site.pem"
+    site.compose("exec", "--no-TTY", "proxy", "sh", "-c", remove)
+    site.up(*SERVICES)
+    assert get(site, "/healthz")[0] == 200  # with a certificate that stands in
+    assert "there is no certificate to get" in site.compose("logs", "certificates")
+    (command,) = site.manual("production.md", "HTTPS")
+    self_signed(site.folder, *NAMES)
+    own = (site.folder / "cert.pem").read_text()
+    (site.folder / "cert.pem").rename(site.folder / "fullchain.pem")
+    (site.folder / "key.pem").rename(site.folder / "privkey.pem")
+    site.shell(command)
+    for name in NAMES:
+        assert get(site, "/healthz", name, own)[0] == 200
+    self_signed(site.folder, *NAMES)
+    (site.folder / "key.pem").rename(site.folder / "privkey.pem")  # of another certificate
+    with pytest.raises(AssertionError, match="Refused: give a private key"):
+        site.shell(command)
+    assert get(site, "/healthz", trusted=own)[0] == 200
+
+
+def test_a_load_balancer_is_believed_and_nobody_else(site: Stack) -> None:
+    (network,) = site.containers()["proxy"].attrs["NetworkSettings"]["Networks"].values()
+    # Which is where connections to the published port come from.
+    site.set(HTTPS="balancer", TRUSTED_PROXIES=f"198.51.100.0/24,{network['Gateway']}")
+    site.up(*SERVICES)
+    told = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "6.6.6.6, 203.0.113.9"}
+    answer = plain(site, "/probe/request", **told)
+    assert answer.headers["Strict-Transport-Security"]
+    assert answer.json()["scheme"] == "https"
+    assert answer.json()["client"] == "203.0.113.9"
+    answer = plain(site, "/probe/request", **(told | {"X-Forwarded-Proto": "http"}))
+    assert answer.headers["Location"] == f"https://{NAMES[0]}/probe/request"
+    code = (
+        "import http.client as h; c = h.HTTPConnection('proxy', 8080);"
+        f"c.request('GET', '/probe/request', headers={ {'Host': NAMES[0]} | told!r});"
+        "print(c.getresponse().status)"
+    )
+    from_inside = site.compose("exec", "--no-TTY", "web-a", "python", "-c", code)
+    assert from_inside.strip() == "301"
+    with pytest.raises(OSError, match=r"(?i)reset|eof|refused"):
+        connect(site)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"HTTPS": "true"}, 'HTTPS in .env is "true"; make it acme, files, balancer or false.'),
+        ({"HTTPS": "balancer"}, "name the balancer's addresses in TRUSTED_PROXIES."),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(
+    site: Stack, settings: dict[str, str], sentence: str
+) -> None:
+    done = subprocess.run(
+        [
+            *["docker", "run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp"],
+            *[f"--env={name}={value}" for name, value in settings.items()],
+            f"{site.slug}-proxy",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(sentence)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_django_refuses_it_too_before_anything_is_replaced(site: Stack) -> None:
+    said = site.compose(
+        *(
+            "run",
+            "--rm",
+            "--no-TTY",
+            "--no-deps",
+            "--env=HTTPS=true",
+            "web",
+            "./manage.py",
+            "check",
+        ),
+        check=False,
+    )
+    assert re.search(r'HTTPS in \.env is "true"; make it acme, files, balancer or false\.', said)
