@@ -56,6 +56,7 @@ docs/broker.md
 docs/dependencies.md
 docs/example.md
 docs/production.md
+docs/security.md
 gunicorn.conf.py
 home/__init__.py
 home/apps.py

@@ -1,0 +1,348 @@
+"""What an attacker tries from outside. Each row of docs/security.md is one of these tests."""
+
+import io
+import json
+import re
+import select
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from .stack import Stack, wait_for
+
+KNOWN_HOST = "localhost"
+
+
+def raw(production: Stack, request: str, seconds: float = 15) -> str:
+    """Send bytes that no library would; return what comes until the proxy closes or is silent."""
+    with socket.create_connection(("127.0.0.1", production.port), timeout=seconds) as connection:
+        connection.sendall(request.encode("latin-1"))
+        answer = b""
+        while select.select([connection], [], [], 1 if answer else seconds)[0]:
+            part = connection.recv(65536)
+            if not part:
+                break
+            answer += part
+    return answer.decode("latin-1")
+
+
+def status(answer: str) -> int:
+    """Read the status of a raw answer."""
+    return int(answer.split(" ", 2)[1])
+
+
+def untidied(production: Stack, path: str) -> requests.Response:
+    """GET a path as it is, which requests would tidy."""
+    request = requests.Request("GET", production.url).prepare()
+    request.url = production.url + path
+    return requests.Session().send(request, allow_redirects=False, timeout=15)
+
+
+def from_inside(production: Stack, method: str, path: str, count: int) -> list[tuple[int, str]]:
+    """Send the same request often, from an address that no other test has."""
+    code = f"""
+import http.client, json
+found = []
+for _ in range({count}):
+    client = http.client.HTTPConnection("proxy", 8080)
+    client.request({method!r}, {path!r}, headers={{"Host": {KNOWN_HOST!r}}})
+    answer = client.getresponse()
+    found.append((answer.status, answer.read().decode()))
+print(json.dumps(found))
+"""
+    printed = production.compose("exec", "--no-TTY", "web-b", "python", "-c", code)
+    return [tuple(one) for one in json.loads(printed)]
+
+
+def upload(production: Stack, name: str, content: bytes) -> requests.Response:
+    """Store a file as media; return what a visitor gets of it."""
+    files = {"file": (name, io.BytesIO(content))}
+    sent = requests.post(f"{production.url}/probe/upload", files=files, timeout=15)
+    return production.get(sent.json()["url"])
+
+
+# Without a password -------------------------------------------------------------------------------
+
+
+def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
+    for path in ("", "workers", "tasks", "broker", "api/workers", "api/tasks", "api/queues/length"):
+        assert production.get(f"/flower/{path}").status_code == 401, path
+    for path in ("worker/shutdown/default", "task/apply/core.tasks.sample", "worker/pool/grow/x"):
+        answer = requests.post(f"{production.url}/flower/api/{path}", timeout=15)
+        assert answer.status_code == 401, path
+    task = "00000000-0000-0000-0000-000000000000"
+    for path in ("/", "/live/", f"/sample/{task}/", "/admin/", "/admin/auth/user/add/"):
+        answer = production.get(path)
+        assert answer.status_code == 302, path
+        assert answer.headers["Location"].startswith("/admin/login/?next="), path
+    assert requests.post(f"{production.url}/sample/", timeout=15).status_code == 403
+    for path in ("/.env", "/.git/config", "/compose.yaml", "/config/settings.py", "/__debug__/"):
+        assert production.get(path).status_code == 404, path
+    assert production.get("/healthz").text == "ok"
+    assert set(production.get("/readyz").json().values()) == {"ok"}
+
+
+def test_another_site_cannot_use_a_logged_in_flower(production: Stack) -> None:
+    auth = (production.settings["FLOWER_USER"], production.settings["FLOWER_PASSWORD"])
+    url = f"{production.url}/flower/api/task/async-apply/core.tasks.sample"
+    elsewhere = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    answers = [
+        requests.post(url, data='{"args": []}', auth=auth, headers=headers, timeout=15).status_code
+        for headers in (elsewhere, {})
+    ]
+    assert answers == [403, 200]
+
+
+def test_guessing_passwords_is_slowed_down(production: Stack) -> None:
+    answers = from_inside(production, "POST", "/admin/login/", 40)
+    let_through = [code for code, _ in answers if code != 429]
+    assert 11 <= len(let_through) <= 20
+    assert set(let_through) == {403}  # they lack a CSRF token
+    assert {code for code, _ in answers[:11]} == {403}
+    assert "Too many requests came from your address; try again in a minute." in answers[-1][1]
+    assert {code for code, _ in from_inside(production, "GET", "/admin/login/", 3)} == {200}
+    answer = requests.post(f"{production.url}/admin/login/", timeout=15)
+    assert answer.status_code == 403  # another address
+    answers = [code for code, _ in from_inside(production, "GET", "/flower/", 300)]
+    assert set(answers) == {401, 429}
+    assert answers[:50] == [401] * 50
+
+
+# Forged -------------------------------------------------------------------------------------------
+
+
+def test_a_false_host_gets_nothing(production: Stack) -> None:
+    for name in ("evil.example", "localhost.evil.example", "localhost@evil.example", "localhost:x"):
+        answer = production.get("/admin/login/", headers={"Host": name})
+        assert answer.status_code == 400, name
+        assert "evil" not in answer.text
+    two = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+    assert status(raw(production, two)) == 400
+    absolute = (
+        "GET http://evil.example/admin/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    answer = raw(production, absolute)
+    assert "evil.example" not in answer.partition("\r\n\r\n")[0]
+
+
+def test_forged_forwarding_headers_change_nothing(production: Stack) -> None:
+    honest = production.get("/probe/request").json()
+    for name in (
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "Forwarded",
+        "X-Real-IP",
+    ):
+        for value in ("127.0.0.1", "https", "for=127.0.0.1;proto=https;host=evil.example"):
+            assert production.get("/probe/request", headers={name: value}).json() == honest
+
+
+def test_a_request_with_two_ends_is_refused(production: Stack) -> None:
+    start = "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\n"
+    for lines in (
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 4\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "Content-Length: -1\r\n",
+    ):
+        answer = raw(production, f"{start}{lines}\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
+        assert status(answer) in (400, 501), lines
+        assert answer.count("HTTP/1.1 ") == 1, lines
+
+
+def test_no_redirect_leads_to_another_site(production: Stack) -> None:
+    create = (
+        "from django.contrib.auth import get_user_model as get;"
+        "get().objects.create_superuser('traveller', password='correct-horse-battery')"
+    )
+    production.python(create)
+    for target in ("https://evil.example/", "//evil.example/", "/\\evil.example/"):
+        session = requests.Session()
+        page = session.get(f"{production.url}/admin/login/", timeout=15)
+        form = {
+            "username": "traveller",
+            "password": "correct-horse-battery",
+            "next": target,
+            "csrfmiddlewaretoken": re.search(
+                r'name="csrfmiddlewaretoken" value="(\w+)"', page.text
+            )[1],
+        }
+        answer = session.post(page.url, data=form, timeout=15, allow_redirects=False)
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/"), target
+    for path in ("//evil.example/admin", "/%2fevil.example/admin", "/\\evil.example"):
+        where = untidied(production, path).headers.get("Location", "/")
+        assert re.match(r"/(?![/\\])", where), path
+
+
+# Too large, too slow, too many --------------------------------------------------------------------
+
+
+def test_what_is_too_large_is_refused(production: Stack) -> None:
+    headers = {"X-Large": "x" * 64_000}
+    assert production.get("/healthz", headers=headers).status_code == 400
+    assert (
+        production.get("/healthz", headers={f"X-{n}": "x" * 4000 for n in range(20)}).status_code
+        == 400
+    )
+    assert production.get("/healthz?" + "x" * 64_000).status_code == 414
+    fields = {str(number): "x" for number in range(1001)}
+    url = f"{production.url}/probe/upload"
+    assert requests.post(url, data=fields, timeout=15).status_code == 400
+    claim = "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
+    assert status(raw(production, claim)) == 413
+
+
+def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Stack) -> None:
+    def begin(text: str, count: int) -> list[socket.socket]:
+        connections = []
+        for _ in range(count):
+            connection = socket.create_connection(("127.0.0.1", production.port), timeout=15)
+            connection.sendall(text.encode())
+            connections.append(connection)
+        return connections
+
+    def answered(connections: list[socket.socket]) -> list[socket.socket]:
+        return select.select(connections, [], [], 0)[0]
+
+    def all_ended(connections: list[socket.socket]) -> Callable[[], bool]:
+        return lambda: len(answered(connections)) == len(connections)
+
+    headers = begin("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", 400)
+    bodies = begin(
+        "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx", 230
+    )
+    try:
+        refused = wait_for("the surplus", lambda: len(answered(bodies)) >= 30 and answered(bodies))
+        assert {connection.recv(12) for connection in refused} == {b"HTTP/1.1 429"}
+        assert len(refused) == 30
+        # From elsewhere the site answers meanwhile.
+        assert from_inside(production, "GET", "/healthz", 5) == [(200, "ok")] * 5
+        assert answered(headers) == []
+        wait_for("the end of slow headers", all_ended(headers), seconds=60)
+        wait_for("the end of slow bodies", all_ended(bodies), seconds=90)
+    finally:
+        for connection in [*headers, *bodies]:
+            connection.close()
+    wait_for("all is as before", lambda: production.get("/healthz").status_code == 200)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_no_path_leads_out_of_static_and_media(production: Stack) -> None:
+    stays = upload(production, "inside.txt", b"inside")
+    assert stays.text == "inside"
+    ups = [
+        "../",
+        "%2e%2e/",
+        "..%2f",
+        "%2e%2e%2f",
+        "..%5c",
+        "..;/",
+        "....//",
+        "%252e%252e%252f",
+        "./.././",
+    ]
+    for folder in ("static", "media", "static/admin", "flower/static"):
+        for up in ups:
+            for target in ("etc/passwd", "etc/nginx/nginx.conf", "app/config/settings.py"):
+                answer = untidied(production, f"/{folder}/{up * 5}{target}")
+                # 401 and 429 are Flower's.
+                assert answer.status_code in (400, 401, 404, 429), answer.url
+                assert not re.search("root:|worker_processes|SECRET_KEY", answer.text), answer.url
+    for path in (
+        "/static../",
+        "/media..",
+        "/static/%00",
+        "/media/",
+        "/static/",
+        "/media/x%00.html",
+    ):
+        assert untidied(production, path).status_code in (400, 403, 404), path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("page.html", b"<script>alert(1)</script>"),
+        (
+            "page.xhtml",
+            b"<html xmlns='http://www.w3.org/1999/xhtml'><script>alert(1)</script></html>",
+        ),
+        ("image.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"),
+        ("feed.xml", b"<?xml-stylesheet href='javascript:alert(1)'?><x/>"),
+        ("photo.jpg", b"<script>alert(1)</script>"),
+        ("unknown", b"<script>alert(1)</script>"),
+    ],
+)
+def test_nothing_uploaded_runs_in_a_browser(production: Stack, name: str, content: bytes) -> None:
+    answer = upload(production, name, content)
+    assert answer.content == content
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("sandbox; default-src 'none'")
+    assert "script" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Frame-Options"] == "DENY"
+
+
+# Traces -------------------------------------------------------------------------------------------
+
+
+def test_no_line_of_a_log_can_be_forged(production: Stack) -> None:
+    mark = f"FORGED{time.monotonic_ns()}"
+    for request in (
+        f"GET /x%0a{mark}%0d%1b[31m HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        f'GET /x HTTP/1.1\r\nHost: localhost\r\nUser-Agent: "\x1b[31m{mark}\r\nConnection: close\r\n\r\n',
+        f"GET /x HTTP/1.1\r\nHost: a\x1b[31m{mark}\r\nConnection: close\r\n\r\n",
+        f"GET /admin/login/?next=%0a{mark} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        f"\x1b[31m{mark}\r\n\r\n",
+    ):
+        assert status(raw(production, request)) in (200, 400, 404)
+
+    def lines() -> list[str]:
+        logs = production.compose(
+            "logs", "--no-color", "--no-log-prefix", "proxy", "web-a", "web-b"
+        )
+        return [line for line in logs.splitlines() if mark in line]
+
+    found = wait_for("all are logged", lambda: len(lines()) >= 5 and lines())
+    assert [line for line in found if line.startswith(mark) or "\x1b" in line] == []
+
+
+def test_answers_do_not_tell_versions(production: Stack) -> None:
+    for path in ("/healthz", "/nothing", "/static/none", "/flower/", "/%00"):
+        answer = untidied(production, path)
+        assert not re.search(r"\d", answer.headers.get("Server", "")), path
+        assert "Traceback" not in answer.text
+    assert status(raw(production, "TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n")) == 405
+
+
+def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
+    manual = (production.folder / "docs" / "security.md").read_text()
+    rows = re.findall(r"^\| ([^|]+?) \|", manual.partition("## What was tried")[2], re.MULTILINE)
+    told = {row for row in rows if row not in ("tried", "---")}
+    assert told == set(ROWS)
+    assert all(test in globals() for test in ROWS.values())
+
+
+# In words, for whoever has the project and not these tests.
+ROWS = {
+    "pages, Flower's API, `.env` without a password": "test_without_a_password_no_page_of_staff_opens",
+    "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
+    "guessing passwords": "test_guessing_passwords_is_slowed_down",
+    "a false `Host`": "test_a_false_host_gets_nothing",
+    "forged `X-Forwarded-*`": "test_forged_forwarding_headers_change_nothing",
+    "request smuggling": "test_a_request_with_two_ends_is_refused",
+    "`?next=` to another site": "test_no_redirect_leads_to_another_site",
+    "large headers, bodies, forms": "test_what_is_too_large_is_refused",
+    "slow requests, many connections": "test_slow_requests_are_ended_and_one_address_has_200_at_most",
+    "paths out of static and media": "test_no_path_leads_out_of_static_and_media",
+    "an upload that a browser would run": "test_nothing_uploaded_runs_in_a_browser",
+    "forged lines in a log": "test_no_line_of_a_log_can_be_forged",
+    "versions in answers": "test_answers_do_not_tell_versions",
+}
