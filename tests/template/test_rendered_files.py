@@ -33,6 +33,7 @@ config/celery.py
 config/consumer.py
 config/environment.py
 config/heartbeat.py
+config/mypy_tasks.py
 config/scheduler.py
 config/settings.py
 config/task.py

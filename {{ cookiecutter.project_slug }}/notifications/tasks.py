@@ -8,7 +8,6 @@ may be sent or run twice, and one that got lost is sent anew.
 from collections.abc import Iterable
 from datetime import timedelta
 from email.utils import parseaddr
-from functools import partial
 
 from celery import shared_task
 from django.conf import settings
@@ -34,7 +33,7 @@ def announce(posts: Iterable[Post]) -> None:
         if subscription.wants(post)
     )
     for note in notes:
-        transaction.on_commit(partial(send_notification.delay, note.pk))
+        send_notification.delay_on_commit(note.pk)
 
 
 @shared_task(
