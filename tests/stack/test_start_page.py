@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Iterator
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
+
+from tests.faults.helpers import children, main_process
 
 from .stack import Stack, wait_for
 
@@ -66,22 +70,61 @@ def test_what_is_done_shows_in_the_chart(laptop: Stack, page: Page) -> None:
     assert int(card(page, "notify").locator(".rate").text_content()) >= 1
 
 
-@pytest.mark.parametrize("service", ["broker"])
+def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: Page) -> None:
+    page.goto(laptop.url)
+    wait_for_summary(page, UP)
+    crawl = card(page, "crawl")
+    laptop.compose("stop", "worker-crawl")
+    try:
+        crawl.get_by_text("Worker down").wait_for(timeout=10_000)
+        wait_for_summary(page, "Down: worker-crawl")
+        crawl.get_by_text("Send a task").click()
+        crawl.get_by_text("Waiting until the worker is up again").wait_for()
+        crawl.locator(".waiting").get_by_text("1", exact=True).wait_for()
+    finally:
+        laptop.up()
+    crawl.get_by_text(f"Done by crawl@{laptop.slug}.").wait_for()
+    wait_for_summary(page, UP)
+
+
+def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
+    page.goto(laptop.url)
+    wait_for_summary(page, UP)
+    container = laptop.containers()["worker-notify"]
+    (worker,) = children(container, main_process(laptop, "worker-notify"))  # of watchfiles
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        card(page, "notify").get_by_text("Worker down").wait_for(timeout=10_000)
+        wait_for_summary(page, "Down: worker-notify")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    wait_for_summary(page, UP)
+
+
+@pytest.mark.parametrize(
+    ("service", "place", "unknown", "known"),
+    [
+        ("broker", ".waiting", "\u2013", "0"),
+        ("cache", ".state", "Worker unknown", "Worker up"),
+        ("flower", ".state", "Worker up", "Worker up"),
+    ],
+)
 def test_a_service_that_is_away_is_named_and_comes_back(
-    laptop: Stack, page: Page, service: str
+    laptop: Stack, page: Page, service: str, place: str, unknown: str, known: str
 ) -> None:
     page.goto(laptop.url)
     wait_for_summary(page, UP)
     laptop.compose("stop", service)
     state = page.locator(f"[data-service={service}]")
+    told = card(page, "default").locator(place)
     try:
         state.get_by_text("down").wait_for()
-        assert card(page, "default").locator(".waiting").text_content() == "\u2013"
+        told.get_by_text(unknown, exact=True).wait_for()
     finally:
         laptop.up()
     state.get_by_text("up").wait_for()
     wait_for_summary(page, UP)
-    assert card(page, "default").locator(".waiting").text_content() == "0"
+    told.get_by_text(known, exact=True).wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -101,7 +144,56 @@ def test_everybody_can_read_it(laptop: Stack, page: Page, scheme: str, width: in
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-# Its stream, in production ------------------------------------------------------------------------
+# Its stream ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def streams(stack: Stack, count: int, **options: object) -> Iterator[list[Iterator[str]]]:
+    """Open streams and give the lines of each; all are closed at the end."""
+    with contextlib.ExitStack() as opened:
+        answers = [stack.get("/live/", stream=True, **options) for _ in range(count)]
+        for answer in answers:
+            opened.enter_context(answer)
+            assert answer.headers["Content-Type"] == "text/event-stream"
+        yield [answer.iter_lines(chunk_size=1, decode_unicode=True) for answer in answers]
+
+
+def looks(lines: Iterator[str], count: int) -> list[int]:
+    """Give the numbers of the next looks that a stream tells of."""
+    numbers = (int(line.removeprefix("id: ")) for line in lines if line.startswith("id: "))
+    return [next(numbers) for _ in range(count)]
+
+
+def test_all_who_listen_share_one_look_at_the_broker(laptop: Stack) -> None:
+    def asked() -> int:
+        """Count how often anybody asked how long a queue is."""
+        stats = laptop.compose("exec", "--no-TTY", "broker", "redis-cli", "info", "commandstats")
+        return int(re.search(r"cmdstat_llen:calls=(\d+)", stats)[1])
+
+    costs = {}
+    for listeners in (1, 10):
+        with streams(laptop, listeners) as opened:
+            begin = [looks(lines, 1)[0] for lines in opened]
+            before = asked()
+            told = [looks(lines, 8) for lines in opened]
+            costs[listeners] = (asked() - before) / (told[0][-1] - begin[0])
+            assert [one[0] for one in told] == [number + 1 for number in begin]  # none is left out
+            assert len(set.intersection(*map(set, told))) >= 4
+    assert 0 < costs[10] < 3 * costs[1]
+
+
+def test_listeners_are_bounded_and_a_closed_tab_frees_its_place(laptop: Stack, page: Page) -> None:
+    with streams(laptop, 50) as opened:
+        for lines in opened:
+            looks(lines, 1)
+        page.goto(laptop.url)
+        wait_for_summary(page, "50 pages are open already. This one tries again every 30 seconds.")
+        looks(opened[0], 1)  # the others go on
+    page.reload()
+    wait_for_summary(page, UP)
+
+
+# In production ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -122,27 +214,27 @@ print(session.session_key)
     return {"sessionid": production.python(code)}
 
 
-@pytest.fixture
-def listen(production: Stack, staff: dict[str, str]) -> Iterator[Callable[[], Iterator[str]]]:
-    """Open streams, which are closed at the end."""
-    with contextlib.ExitStack() as streams:
-
-        def listen() -> Iterator[str]:
-            answer = production.get("/live/", cookies=staff, stream=True)
-            assert answer.headers["Content-Type"] == "text/event-stream"
-            streams.enter_context(answer)
-            return answer.iter_lines(chunk_size=1, decode_unicode=True)
-
-        yield listen
+def test_staff_sees_all_of_it_under_the_content_security_policy(
+    production: Stack, staff: dict[str, str], page: Page
+) -> None:
+    cookies = [
+        {"name": name, "value": value, "url": production.url} for name, value in staff.items()
+    ]
+    page.context.add_cookies(cookies)
+    policy = page.goto(production.url).headers["content-security-policy"]
+    assert policy == "default-src 'self'; frame-ancestors 'none'; object-src 'none'"
+    wait_for_summary(page, UP)
+    card(page, "crawl").get_by_text("Send a task").click()
+    card(page, "crawl").get_by_text(f"Done by crawl@{production.slug}.").wait_for(timeout=20_000)
 
 
 def test_the_stream_is_for_staff(production: Stack) -> None:
     assert production.get("/live/").headers["Location"] == "/admin/login/?next=/live/"
 
 
-def test_the_stream_passes_the_proxy_at_once(listen: Callable[[], Iterator[str]]) -> None:
-    lines = listen()
-    events = [line for line in (next(lines) for _ in range(12)) if line.startswith("data: ")]
+def test_the_stream_passes_the_proxy_at_once(production: Stack, staff: dict[str, str]) -> None:
+    with streams(production, 1, cookies=staff) as (lines,):
+        events = [line for line in (next(lines) for _ in range(12)) if line.startswith("data: ")]
     state = json.loads(events[-1].removeprefix("data: "))
     assert list(state["queues"]) == ["default", "crawl", "notify"]
     assert set(state["services"]) == {
@@ -150,20 +242,19 @@ def test_the_stream_passes_the_proxy_at_once(listen: Callable[[], Iterator[str]]
     }
 
 
-def test_a_reload_ends_streams_and_waits_for_none(
-    production: Stack, listen: Callable[[], Iterator[str]]
-) -> None:
+def test_a_reload_ends_streams_and_waits_for_none(production: Stack, staff: dict[str, str]) -> None:
     def serving() -> set[str]:
         rows = production.containers()["web-a"].top(ps_args="-eo pid,args")["Processes"]
         return {pid for pid, command in rows if command.endswith("gunicorn config.asgi")}
 
     before = serving()
-    streams = [listen() for _ in range(4)]  # two from each web
-    for stream in streams:
-        next(line for line in stream if line.startswith("data: "))
-    production.compose("exec", "--no-TTY", "web-a", "bash", "-c", "kill -HUP 1")
-    wait_for("the new process", lambda: serving() - before)
-    # Alone, a stream would last twice as long.
-    wait_for("the end of the old one", lambda: len(serving()) == len(before), seconds=15)
-    for stream in streams:
-        assert all(re.match(r"$|:|id:|data:|retry:", line) for line in stream)  # and no broken end
+    with streams(production, 4, cookies=staff) as opened:  # two from each web
+        for lines in opened:
+            looks(lines, 1)
+        production.compose("exec", "--no-TTY", "web-a", "bash", "-c", "kill -HUP 1")
+        wait_for("the new process", lambda: serving() - before)
+        # Alone, a stream would last twice as long.
+        wait_for("the end of the old one", lambda: len(serving()) == len(before), seconds=15)
+        for lines in opened:
+            # and no broken end
+            assert all(re.match(r"$|:|id:|data:|retry:", line) for line in lines)
