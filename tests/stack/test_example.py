@@ -115,6 +115,28 @@ def test_a_post_is_one_mail_for_each_who_wants_it_though_all_is_sent_twice_and_a
     }
 
 
+def test_a_site_that_hangs_is_tried_again_and_then_given_up(example: Stack) -> None:
+    site = example.containers()["sample-site"]
+    site.pause()  # it takes connections and says nothing
+    try:
+        task = example.python(
+            f"{MODELS}{TASKS}print(crawl_site.delay(Site.objects.get(url={NEWS!r}).pk).id)"
+        )
+        # Five times up to 10 s, and between them at most a minute.
+        state = f"from config.celery import app; print(app.AsyncResult({task!r}).state)"
+        wait_for("it tries again", lambda: example.python(state) == "RETRY", seconds=30)
+        other = example.send("notify", steps=1)
+        assert example.result(other) == f"Done by notify@{example.slug}."
+        wait_for("it is given up", lambda: example.python(state) == "FAILURE", seconds=150)
+    finally:
+        site.unpause()
+    error = example.python(f"{MODELS}print(Site.objects.get(url={NEWS!r}).error)")
+    assert error.startswith("http://sample-site:8000/robots.txt does not answer: ")
+    log = example.compose("logs", "worker-crawl")
+    assert len(re.findall(rf"(?i){task}.*retry|retry.*{task}", log)) == 4
+    assert crawl(example, NEWS) == "0 new posts"
+
+
 def test_what_robots_txt_forbids_is_not_asked_for(example: Stack) -> None:
     told = crawl(example, "http://sample-site:8000/drafts/feed.xml")
     assert told == "The site's robots.txt forbids http://sample-site:8000/drafts/feed.xml."
