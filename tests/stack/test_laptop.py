@@ -13,6 +13,21 @@ from tests.baking import bake
 
 from .stack import Stack, wait_for
 
+VIEW = """
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+
+from .models import Order
+from .tasks import send_receipt
+
+
+@transaction.atomic
+def place_order(request: HttpRequest) -> HttpResponse:
+    order = Order.objects.create(total=1)
+    {call}
+    return HttpResponse(status=201)
+"""
+
 
 def test_one_web_is_started_and_everything_is_healthy(laptop: Stack) -> None:
     services = "beat broker cache db flower proxy sample-site web-a".split()
@@ -70,6 +85,37 @@ def test_a_changed_task_is_used_within_seconds(laptop: Stack) -> None:
     laptop.edit("core/tasks.py", "Changed by", "Done by")
 
 
+def test_a_running_task_ends_before_its_worker_takes_the_changed_code(laptop: Stack) -> None:
+    running = laptop.send("crawl", steps=60)  # 18 s
+    state = f"from config.celery import app; print(app.AsyncResult({running!r}).state)"
+    wait_for("its start", lambda: laptop.python(state) == "PROGRESS")
+    laptop.edit("core/tasks.py", "Done by", "Changed by")
+    assert laptop.python(state) == "PROGRESS"
+    # Cut off, it would come back much later: when its worker was silent for 2 TASK_TIME_LIMIT.
+    assert laptop.result(running, timeout=60).startswith("Done by")
+    changed = laptop.send("crawl", steps=1)
+    assert laptop.result(changed, timeout=60).startswith("Changed by")
+    laptop.edit("core/tasks.py", "Changed by", "Done by")
+
+
+def test_a_changed_setting_is_used_by_the_web_and_by_workers(laptop: Stack) -> None:
+    def children() -> str:
+        worker = f"crawl@{laptop.slug}"
+        stats = f"app.control.inspect([{worker!r}]).stats() or {{}}"  # none while it starts
+        size = f"({stats}).get({worker!r}, {{}}).get('pool', {{}}).get('max-concurrency')"
+        return laptop.python(f"from config.celery import app; print({size})")
+
+    wait_for("the worker", lambda: children() == "2")
+    laptop.edit("config/settings.py", '("CONCURRENCY", 2)', '("CONCURRENCY", 3)')
+    laptop.edit("config/settings.py", '= "My Project"', '= "Another Name"')
+    wait_for("the changed page", lambda: "<h1>Another Name</h1>" in laptop.get("/").text)
+    wait_for("the changed worker", lambda: children() == "3")
+    laptop.edit("config/settings.py", '("CONCURRENCY", 3)', '("CONCURRENCY", 2)')
+    laptop.edit("config/settings.py", '= "Another Name"', '= "My Project"')
+    wait_for("the old page", lambda: "<h1>My Project</h1>" in laptop.get("/").text)
+    wait_for("the old worker", lambda: children() == "2")
+
+
 def test_ci_passes_with_what_was_rendered(laptop: Stack) -> None:
     """Build, lint, types, migrations, tests, start: each command of the workflow file."""
     workflow = yaml.safe_load((laptop.folder / ".github/workflows/ci.yaml").read_text())
@@ -111,6 +157,32 @@ def test_git_checks_before_each_commit(
     assert "import os" not in (laptop.folder / "core/views.py").read_text()
 
 
+def test_the_example_works_by_itself_and_takes_what_is_added(laptop: Stack) -> None:
+    """The first three steps of docs/example.md."""
+
+    def sent() -> str:
+        query = "Notification.objects.filter(sent_at__isnull=False).count()"
+        return laptop.python(f"from notifications.models import Notification; print({query})")
+
+    # beat starts a crawl every two minutes.
+    wait_for("a mail for each post of the sample site", lambda: sent() == "5", seconds=150)
+    laptop.edit(
+        "posts/sample/news.xml",
+        "  <updated>2026-11-03T09:00:00Z</updated>\n  <entry>\n",
+        "  <updated>2026-11-04T09:00:00Z</updated>\n"
+        "  <entry>\n    <id>tag:sample-site,2026:news/4</id>\n    <title>Added by hand</title>\n"
+        '    <link href="http://sample-site:8000/4"/>\n  </entry>\n  <entry>\n',
+    )
+    laptop.python("from posts.tasks import crawl_sites; crawl_sites.delay()")
+    wait_for("one more mail", lambda: sent() == "6")
+    (show,) = re.findall(
+        "`(docker compose logs .*?)` has the mails", (laptop.folder / "docs/example.md").read_text()
+    )
+    printed = laptop.shell(show)
+    assert printed.count("Subject: Added by hand") == 1
+    assert f"To: {laptop.settings['DJANGO_SUPERUSER_EMAIL']}" in printed
+
+
 def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -> None:
     readme = (laptop.folder / "README.md").read_text()
     (startapp,) = re.findall(r"`(.* startapp shop)`", readme)
@@ -118,16 +190,47 @@ def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -
     assert (laptop.folder / "shop" / "models.py").stat().st_uid == 4242
     laptop.edit("config/settings.py", '    "core",\n', '    "core",\n    "shop",\n')
     task = readme.split("# shop/tasks.py\n")[1].split("# in a view")[0]
-    (laptop.folder / "shop" / "tasks.py").write_text(task.replace("...", "print(order_id)"))
+    task = task.replace("...", "print('order', order_id)")
+    (laptop.folder / "shop" / "tasks.py").write_text(task)
     with (laptop.folder / "shop" / "models.py").open("a") as models:
         models.write("\n\nclass Order(models.Model):\n    total = models.IntegerField()\n")
     (migrate,) = re.findall(r"^\| change models \| (.*) \|$", readme, flags=re.M)
     for command in re.findall("`(.*?)`", migrate):
         laptop.shell(command)
-    laptop.python(
-        "from shop.models import Order; from shop.tasks import send_receipt;"
-        "order = Order.objects.create(total=1); send_receipt.delay(order.pk).get(timeout=20)"
+    call = readme.split("# in a view\n")[1].split("\n```")[0]
+    (laptop.folder / "shop" / "views.py").write_text(VIEW.format(call=call))
+    laptop.edit(
+        "config/urls.py",
+        "urlpatterns = [\n",
+        "import shop.views\n\nurlpatterns = [\n    path('order', shop.views.place_order),\n",
     )
+    # What print() wrote is in the log; the worker reloaded a moment ago.
+    wait_for("the view", lambda: laptop.get("/order").status_code == 201)
+    wait_for(
+        "its task",
+        lambda: re.search(
+            r"\| order \d+$", laptop.shell("docker compose logs worker-default"), re.M
+        ),
+    )
+    laptop.shell("docker compose run --rm --no-deps web mypy .")
+
+
+def test_a_library_is_added_as_the_manual_says(laptop: Stack) -> None:
+    laptop.edit(
+        "pyproject.toml", '    "gunicorn>=27,<28",\n', '    "gunicorn>=27,<28",\n    "toolz",\n'
+    )
+    manual = (laptop.folder / "docs/dependencies.md").read_text()
+    (commands,) = re.findall(r"```sh\n(.*?)```", manual, re.DOTALL)
+    before = (laptop.folder / "requirements.txt").read_text()
+    laptop.shell(commands, timeout=500)
+    after = (laptop.folder / "requirements.txt").read_text()
+    pins = re.compile(r"^[\w-]+==\S+", re.MULTILINE)
+    (added,) = set(pins.findall(after)) - set(pins.findall(before))  # nothing else was changed
+    assert added.startswith("toolz==")
+    version = "import toolz; print('toolz==' + toolz.__version__)"
+    for service in ("web-a", "worker-crawl"):
+        printed = laptop.compose("exec", "--no-TTY", service, "python", "-c", version)
+        assert printed.strip() == added
 
 
 def test_a_queue_is_added_as_the_readme_says(laptop: Stack) -> None:
