@@ -77,7 +77,7 @@ def test_a_worker_consumes_its_own_queue_and_no_other(
     services = compose(project, "production")["services"]
     for queue in chosen(variant):
         worker = services[f"worker-{queue}"]
-        assert worker["command"][:4] == ["celery", "-A", "config", "worker"]
+        assert worker["command"][:5] == ["celery", "-q", "-A", "config", "worker"]
         assert option(worker["command"], "-Q") == queue
         assert option(worker["command"], "-n") == f"{queue}@{project.name}"
         assert worker["environment"]["QUEUE"] == queue

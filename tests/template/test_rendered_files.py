@@ -34,6 +34,7 @@ config/consumer.py
 config/environment.py
 config/heartbeat.py
 config/mypy_tasks.py
+config/request.py
 config/scheduler.py
 config/settings.py
 config/task.py
@@ -41,6 +42,7 @@ config/urls.py
 core/__init__.py
 core/apps.py
 core/checks.py
+core/logs.py
 core/management/__init__.py
 core/management/commands/__init__.py
 core/management/commands/ensure_admin.py
@@ -56,6 +58,7 @@ core/views.py
 docs/broker.md
 docs/dependencies.md
 docs/example.md
+docs/logs.md
 docs/production.md
 docs/security.md
 gunicorn.conf.py
@@ -119,6 +122,7 @@ tests/conftest.py
 tests/test_commands.py
 tests/test_health.py
 tests/test_home.py
+tests/test_logs.py
 tests/test_migrations.py
 tests/test_notifications.py
 tests/test_posts.py

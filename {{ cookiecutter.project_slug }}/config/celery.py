@@ -5,13 +5,17 @@ import os
 
 from celery import Celery
 from celery.signals import (
+    before_task_publish,
     heartbeat_sent,
     setup_logging,
+    task_postrun,
+    task_prerun,
     worker_init,
     worker_shutdown,
     worker_shutting_down,
 )
 
+from core import logs
 from core.pulse import pulse
 
 from .heartbeat import beat, beat_to_the_end
@@ -29,6 +33,10 @@ worker_shutting_down.connect(beat_to_the_end)
 heartbeat_sent.connect(pulse.worker)
 worker_shutting_down.connect(pulse.worker_stops)
 worker_shutdown.connect(pulse.worker_ended)
+# What the log tells of a task, and of the request that it comes from.
+before_task_publish.connect(logs.pass_on)
+task_prerun.connect(logs.begin)
+task_postrun.connect(logs.end)
 
 
 @worker_init.connect

@@ -66,6 +66,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "core.middleware.named_in_the_log",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -128,10 +129,14 @@ elif mail_server := env("EMAIL_HOST", default=""):
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "formatters": {"line": {"()": "core.logs.Text" if DEBUG else "core.logs.Json"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "django": {"handlers": []},  # only the handler below, or DEBUG prints twice
+        # These bring handlers and levels of their own; here only the ones below hold.
+        **dict.fromkeys(
+            ["django", "uvicorn", "uvicorn.error"],
+            {"handlers": [], "level": "NOTSET", "propagate": True},
+        ),
         "celery.worker.strategy": {"level": "WARNING"},  # one line a task: how it ended
     },
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},

@@ -12,6 +12,8 @@ from django.core.cache import cache
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
+from core import logs
+
 logger = get_task_logger(__name__)
 
 
@@ -22,6 +24,7 @@ class TooManyDeliveries(Exception):
 class Task(DjangoTask):
     """Celery's task, made safe where the settings alone are not enough."""
 
+    Request = "config.request:Request"
     max_deliveries = 5  # after which a task that kills its worker fails instead of going on forever
 
     def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
@@ -67,11 +70,10 @@ class Task(DjangoTask):
         Do as Celery does, but name the queue: a retry goes where the task came from.
 
         Celery passes exchange and routing key on, but a message that the broker itself is to delay
-        goes by the queue. In the routing key of one that was, the queue's name is the last part.
+        goes by the queue.
         """
         request = kwargs.get("request") or (args[0] if args else None) or self.request
-        routing_key = (request.delivery_info or {}).get("routing_key") or ""
-        queue = routing_key.rpartition(".")[2]
+        queue = logs.queue(request)
         if queue in self.app.amqp.queues:
             kwargs.setdefault("queue", queue)
         return super().signature_from_request(*args, **kwargs)

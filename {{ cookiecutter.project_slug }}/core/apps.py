@@ -2,7 +2,7 @@ from django.apps import AppConfig
 
 
 class CoreConfig(AppConfig):
-    """What every project of this kind has: health, the check of the queues, a sample task."""
+    """What every project of this kind has: health, the check of the queues, the log, a sample task."""
 
     name = "core"
 

@@ -7,6 +7,8 @@ from django.utils.decorators import sync_only_middleware
 from django.utils.deprecation import MiddlewareMixin
 from kombu.exceptions import OperationalError as QueueError
 
+from . import logs
+
 logger = logging.getLogger(__name__)
 
 View = Callable[[HttpRequest], HttpResponse]
@@ -21,6 +23,18 @@ def in_one_thread(get_response: View) -> View:
     Async views and streams still run on the event loop.
     """
     return get_response
+
+
+@sync_only_middleware
+def named_in_the_log(get_response: View) -> View:
+    """Have all lines of a request, and of the tasks that it sends, tell the name nginx gave it."""
+
+    def named(request: HttpRequest) -> HttpResponse:
+        name = request.headers.get("X-Request-ID")
+        logs.fields.set({"request_id": name} if name else {})
+        return get_response(request)
+
+    return named
 
 
 class AwayMiddleware(MiddlewareMixin):

@@ -6,6 +6,8 @@ urlpatterns = [
     path("upload", views.upload),
     path("request", views.show_request),
     path("hang", views.hang),
+    path("fail", views.fail),
+    path("again", views.again),
     path("send/<queue>", views.send),
     path("stream/<int:seconds>", views.stream),
 ]

@@ -1,6 +1,7 @@
 """What the tests add to a rendered project to see it from inside."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 
@@ -8,6 +9,10 @@ from core.tasks import sample
 from django.core.files.storage import default_storage
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
+
+from . import tasks
+
+logger = logging.getLogger(__name__)
 
 
 @csrf_exempt
@@ -32,6 +37,19 @@ def show_request(request: HttpRequest) -> JsonResponse:
 async def hang(request: HttpRequest) -> None:
     """Block the event loop for good."""
     time.sleep(3600)
+
+
+@csrf_exempt
+def fail(request: HttpRequest) -> None:
+    """Fail, and have a task fail that got something of the user."""
+    tasks.fail.apply_async((request.POST["mail"],), queue="notify")
+    raise RuntimeError("the view fails")
+
+
+def again(request: HttpRequest) -> JsonResponse:
+    """Log what the client calls itself; send a task that is tried twice and sends another."""
+    logger.info("asked by %s", request.headers["User-Agent"], extra={"answer": 42})
+    return JsonResponse({"id": tasks.again.delay().id})
 
 
 def send(request: HttpRequest, queue: str) -> JsonResponse:

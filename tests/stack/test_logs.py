@@ -1,0 +1,159 @@
+"""What the stack tells of itself: one line an event, one name for a request and all its tasks."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from docker.models.containers import Container
+
+from .stack import Stack, wait_for
+
+PYTHON = ["web-a", "web-b", "worker-default", "worker-crawl", "worker-notify", "beat", "flower"]
+
+
+def lines(stack: Stack, service: str, since: float = 0) -> list[str]:
+    """Return what a service has logged since then, in seconds since 1970."""
+    container = stack.containers()[service]
+    return container.logs(since=since or None).decode().splitlines()
+
+
+def told(stack: Stack, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the service and content of every line with this name of a request."""
+    found = stack.compose("logs", "--no-color").splitlines()
+    pairs = [line.split("|", 1) for line in found if name in line]
+    # Some versions of compose write more than the name of the service before the "|".
+    return [(re.search(r"([a-z-]+)-\d+ *$", first)[1], json.loads(text)) for first, text in pairs]
+
+
+def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
+    answer = production.get("/probe/again", headers={"X-Request-ID": "forged", "User-Agent": "x"})
+    name = answer.headers["X-Request-ID"]
+    assert re.fullmatch("[0-9a-f]{32}", name)
+    wait_for("the last line", lambda: len(told(production, name)) >= 6)
+    found = told(production, name)
+    assert {line["request_id"] for _, line in found} == {name}
+
+    def web(service: str) -> str:
+        return "web" if service.startswith("web-") else service
+
+    assert sorted(
+        (web(service), line["logger"], line.get("task"), line.get("outcome"))
+        for service, line in found
+        if line["logger"] != "celery.app.trace"
+    ) == [
+        ("proxy", "nginx.access", None, None),
+        ("web", "probe.views", None, None),
+        ("web", "uvicorn.access", None, None),
+    ]
+    (own,) = (line for _, line in found if line["logger"] == "probe.views")
+    assert (own["message"], own["answer"]) == ("asked by x", 42)
+
+    tasks = [(service, line) for service, line in found if line["logger"] == "celery.app.trace"]
+    assert sorted(
+        (service, line["task"], line["queue"], line["outcome"]) for service, line in tasks
+    ) == [
+        ("worker-default", "probe.tasks.again", "default", "retry"),
+        ("worker-default", "probe.tasks.again", "default", "succeeded"),
+        ("worker-notify", "probe.tasks.sleep", "notify", "succeeded"),
+    ]
+    assert {line["task_id"] for _, line in tasks if line["task"].endswith("again")} == {
+        answer.json()["id"]
+    }
+    assert all(0 <= line["duration"] < 10 for _, line in tasks)
+    assert "forged" not in production.compose("logs")
+
+
+def test_each_tick_of_beat_has_a_name_of_its_own(production: Stack) -> None:
+    since = time.time()
+
+    def ticks() -> list[dict[str, Any]]:
+        found = lines(production, "worker-default", since)
+        return [json.loads(line) for line in found if "probe.tasks.tick" in line]
+
+    wait_for("two ticks", lambda: len(ticks()) >= 2)
+    assert all(tick["request_id"] == tick["task_id"] for tick in ticks())
+    assert len({tick["request_id"] for tick in ticks()}) == len(ticks())
+
+
+def test_every_line_is_an_object_from_the_start_on(production: Stack) -> None:
+    services = ["web-a", "worker-notify", "beat", "flower", "proxy"]
+    since = time.time()
+    production.compose("restart", "--timeout", "60", *services)
+    wait_for("all healthy", lambda: {production.health(name) for name in services} == {"healthy"})
+    production.get("/probe/again")
+    requests.post(f"{production.url}/probe/fail", data={"mail": "x"}, timeout=15)
+    production.result(production.send("notify", steps=1))
+    # As docs/logs.md says: nginx's own troubles, and what Celery prints when it is told to stop.
+    plain = {
+        "proxy": r"\d{4}/\d\d/\d\d [\d:]+ \[\w+\] .*",
+        "worker-notify": r"|worker: Warm shutdown \(MainProcess\)",
+    }
+    for service in services:
+        found = lines(production, service, since)
+        found = [line for line in found if not re.fullmatch(plain.get(service, "(?!)"), line)]
+        assert found, service
+        assert [line for line in found if not line.startswith('{"time":')] == []
+        for line in found:
+            assert {"level", "logger", "message"} <= json.loads(line).keys(), line
+
+
+def test_nobody_can_write_a_line_of_his_own(production: Stack) -> None:
+    since = time.time()
+    agent = 'x" \\ {"level": "CRITICAL"} é'
+    path = f'/probe/again?%0A{{"level":"CRITICAL"}}&at={since}'
+    answer = production.get(path, headers={"User-Agent": agent.encode()})
+    name = answer.headers["X-Request-ID"]
+    missing = production.get(f"/nothing%0D%0A%7B%22level%22:%22CRITICAL%22%7D/{since}")
+    wait_for("the end", lambda: len(told(production, name)) >= 6)
+    (proxy,) = (line for service, line in told(production, name) if service == "proxy")
+    assert proxy["user_agent"] == agent
+    (own,) = (line for _, line in told(production, name) if line["logger"] == "probe.views")
+    assert agent.encode().decode("latin-1") in own["message"]
+    found = told(production, missing.headers["X-Request-ID"])
+    assert sorted(line["logger"] for _, line in found) == [
+        "django.request", "nginx.access", "uvicorn.access",
+    ]  # fmt: skip
+    for service in [*PYTHON, "proxy"]:
+        for line in lines(production, service, since):
+            assert not line.startswith("{") or json.loads(line)["level"] != "CRITICAL", line
+
+
+def test_a_task_that_runs_for_too_long_is_told_of_by_the_same_name(production: Stack) -> None:
+    limits = {"soft_time_limit": 1, "time_limit": 2}
+    code = f"from probe.tasks import hold_on; print(hold_on.apply_async(**{limits}).id)"
+    task = production.python(code)
+    # Its child is killed, so that the worker itself has the last word.
+    wait_for("the end", lambda: "Hard time limit" in str(told(production, task)))
+    for _, line in told(production, task):
+        assert line["request_id"] == line["task_id"] == task
+        assert (line["task"], line["queue"]) == ("probe.tasks.hold_on", "default")
+
+
+@pytest.mark.parametrize(("level", "heard"), [("DEBUG", 3), ("WARNING", 2), ("ERROR", 1)])
+def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> None:
+    code = (
+        "import logging; l = logging.getLogger('shop');"
+        "l.info('shop-line'); l.warning('shop-line'); l.error('shop-line')"
+    )
+    arguments = ["run", "--rm", "--no-TTY", "--no-deps", "--env", f"LOG_LEVEL={level}", "web"]
+    printed = production.compose(
+        *arguments, "./manage.py", "shell", "--no-imports", "--command", code, check=False
+    )
+    assert len(re.findall('"message": "shop-line"', printed)) == heard
+    started = production.compose(*arguments, "timeout", "5", "gunicorn", "config.asgi", check=False)
+    assert ("Starting gunicorn" in started) is (level == "DEBUG")
+
+
+def test_a_laptop_has_lines_to_be_read(laptop: Stack) -> None:
+    task = laptop.send("crawl", steps=1, pause=0)
+    wait_for("the line", lambda: task in "".join(lines(laptop, "worker-crawl")))
+    (line,) = (line for line in lines(laptop, "worker-crawl") if task in line)
+    pattern = (
+        r"[\d-]{10} [\d:,]{12} INFO celery.app.trace Task core.tasks.sample.* \[" + task + r"\]"
+    )
+    assert re.fullmatch(pattern, line), line
