@@ -157,3 +157,64 @@ def test_a_laptop_has_lines_to_be_read(laptop: Stack) -> None:
         r"[\d-]{10} [\d:,]{12} INFO celery.app.trace Task core.tasks.sample.* \[" + task + r"\]"
     )
     assert re.fullmatch(pattern, line), line
+
+
+# Sentry -------------------------------------------------------------------------------------------
+
+
+def test_without_an_address_nothing_of_sentry_is_loaded(production: Stack) -> None:
+    code = "import sys, config.celery; print(any('sentry' in name for name in sys.modules))"
+    assert production.python(code) == "False"
+
+
+@pytest.fixture(scope="module")
+def sentry(production: Stack) -> Iterator[Container]:
+    """A server that takes errors, with the address of which the stack's .env is completed."""
+    tag = f"{production.slug}-sentry"
+    env = production.folder / ".env"
+    before = env.read_text()
+    production.docker.images.build(path=str(Path(__file__).parent / "sentry"), tag=tag)
+    container = production.docker.containers.create(tag, name=tag)
+    try:
+        for network in ("edge", "outside"):
+            production.docker.networks.get(f"{production.slug}_{network}").connect(
+                container, aliases=["sentry"]
+            )
+        container.start()
+        production.docker.images.get(f"{production.slug}:latest").tag(production.slug, "v9")
+        production.set(SENTRY_DSN="http://key@sentry:9000/1", IMAGE_TAG="v9")
+        production.up("--no-deps", "web-a", "web-b", "worker-notify", "flower")
+        yield container
+    finally:
+        env.write_text(before)
+        production.up()
+        container.remove(force=True)
+
+
+def test_errors_of_a_view_and_of_a_task_arrive_and_tell_nothing_of_the_user(
+    production: Stack, sentry: Container
+) -> None:
+    def events() -> dict[str, dict[str, Any]]:
+        found = [json.loads(line) for line in sentry.logs().decode().splitlines()]
+        return {event["tags"]["service"]: event for event in found}
+
+    answer = requests.post(
+        f"{production.url}/probe/fail?mail=of-the-query",
+        data={"mail": "of-the-form"},
+        cookies={"session": "of-the-cookie"},
+        auth=("user", "of-the-header"),
+        timeout=15,
+    )
+    assert answer.status_code == 500
+    wait_for("both", lambda: len(events()) >= 2)
+    found = events()
+    assert {
+        service: (event["exception"]["values"][0]["value"], event["release"])
+        for service, event in found.items()
+    } == {"web": ("the view fails", "v9"), "notify": ("the task fails", "v9")}
+    name = answer.headers["X-Request-ID"]
+    assert {event["tags"]["request_id"] for event in found.values()} == {name}
+    assert found["notify"]["tags"]["task"] == "probe.tasks.fail"
+    secrets = re.findall(r"of-the-\w+", sentry.logs().decode())
+    assert secrets == []
+    assert len(sentry.logs().decode().splitlines()) == 2

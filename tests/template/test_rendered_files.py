@@ -36,6 +36,7 @@ config/heartbeat.py
 config/mypy_tasks.py
 config/request.py
 config/scheduler.py
+config/sentry.py
 config/settings.py
 config/task.py
 config/urls.py

@@ -142,6 +142,12 @@ LOGGING = {
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},
 }
 
+# Errors go to Sentry, or to what takes the same messages, when .env says where that is.
+if SENTRY_DSN := env("SENTRY_DSN", default=""):
+    from . import sentry
+
+    sentry.start(SENTRY_DSN)
+
 # The laptop's image has a toolbar: https://django-debug-toolbar.readthedocs.io
 if DEBUG and "PYTEST_VERSION" not in os.environ:
     INSTALLED_APPS += ["debug_toolbar"]
