@@ -35,6 +35,7 @@ config/environment.py
 config/heartbeat.py
 config/mypy_tasks.py
 config/request.py
+config/results.py
 config/scheduler.py
 config/sentry.py
 config/settings.py
@@ -47,10 +48,14 @@ core/logs.py
 core/management/__init__.py
 core/management/commands/__init__.py
 core/management/commands/ensure_admin.py
+core/management/commands/failed.py
+core/management/commands/inspect_task.py
 core/management/commands/publish.py
 core/management/commands/purge_queue.py
 core/management/commands/queues.py
+core/management/commands/rate_limit.py
 core/management/commands/sample.py
+core/management/table.py
 core/middleware.py
 core/pulse.py
 core/queues.py

@@ -25,6 +25,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 app = Celery("config", task_cls="config.task:Task")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+# Which has no setting: Celery's own results, with what ./manage.py failed needs.
+app.loader.override_backends = dict.fromkeys(["redis", "rediss"], "config.results:Results")
 
 # The worker's event loop sends one every few seconds, also when all its children are busy.
 heartbeat_sent.connect(beat)

@@ -279,6 +279,8 @@ CELERY_RESULT_BACKEND = broker.RESULT_BACKEND
 # Whoever sends a task asks for its result first.
 CELERY_RESULT_BACKEND_TRANSPORT_OPTIONS = {"retry_policy": CELERY_TASK_PUBLISH_RETRY_POLICY}
 CELERY_RESULT_EXPIRES = env.int("TASK_RESULT_EXPIRES", default=24 * 3600)
+# For ./manage.py failed.
+CELERY_TASK_STORE_ERRORS_EVEN_IF_IGNORED = True
 
 # Events are what Flower shows: https://docs.celeryq.dev/en/stable/userguide/monitoring.html#events
 CELERY_WORKER_SEND_TASK_EVENTS = True

@@ -1,8 +1,11 @@
+import uuid
+
 import pytest
 from django.conf import settings
 from django.core.management import CommandError, call_command
 
 from config.celery import app
+from config.results import FAILED, Results
 from core.tasks import sample
 
 QUEUE = settings.QUEUES[-1]
@@ -55,3 +58,113 @@ def test_purge_queue_asks_first(three_wait, monkeypatch, answer: str | EOFError)
 def test_an_unknown_queue_is_refused(command: str) -> None:
     with pytest.raises(CommandError, match='There is no queue "unread", but default'):
         call_command(command, "unread")
+
+
+# Tasks --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_failed() -> None:
+    """A result back end that knows of no failure."""
+    assert isinstance(app.backend, Results)
+    app.backend.client.delete(FAILED)
+
+
+def fail() -> str:
+    """Have the sample task fail in the last queue; return its id."""
+    result = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue=QUEUE)
+    assert isinstance(result.get(timeout=20, propagate=False), Exception)
+    return result.id
+
+
+@pytest.mark.django_db
+def test_failed_shows_the_last_ones_and_sends_one_again(nothing_failed, worker, capsys) -> None:
+    sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE).get(timeout=20)
+    first, second = fail(), fail()
+    call_command("failed")
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["failed", "id", "task", "queue", "error"]
+    assert [row.split()[2:5] for row in rows] == [
+        [task, "core.tasks.sample", QUEUE] for task in (second, first)
+    ]
+    assert rows[0].endswith("SampleError: This task was sent to fail.")
+    call_command("failed", limit=1)
+    assert capsys.readouterr().out.splitlines()[2:] == ["1 more: --limit 2"]
+
+    call_command("failed", retry=first)
+    told = capsys.readouterr().out
+    again = told.split()[-1]
+    assert told == f"core.tasks.sample {first} is sent again as {again}\n"
+    app.AsyncResult(again).get(timeout=20, propagate=False)
+    meta = app.backend.get_task_meta(again)
+    assert meta["kwargs"] == {"steps": 2, "pause": 0, "fail": True}
+    assert meta["queue"] == QUEUE
+    assert meta["request_id"] == first
+    call_command("failed")
+    left = capsys.readouterr().out
+    assert (first in left, second in left, again in left) == (False, True, True)
+
+
+@pytest.mark.django_db
+def test_failed_sends_all_again_once(nothing_failed, worker, capsys) -> None:
+    tasks = {fail(), fail()}
+    call_command("failed", retry="all")
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {words[1] for words in told} == tasks
+    for words in told:
+        app.AsyncResult(words[-1]).get(timeout=20, propagate=False)
+
+
+def test_failed_says_when_there_is_nothing(nothing_failed, capsys) -> None:
+    call_command("failed")
+    assert capsys.readouterr().out == "No task has failed.\n"
+    with pytest.raises(CommandError, match="No failed task has the id x"):
+        call_command("failed", retry="x")
+
+
+@pytest.mark.django_db
+def test_arguments_are_kept_of_failed_tasks_only(worker) -> None:
+    done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
+    done.get(timeout=20)
+    assert "kwargs" not in app.backend.get_task_meta(done.id)
+    assert "kwargs" in app.backend.get_task_meta(fail())
+
+
+def inspect(task_id: str, capsys) -> dict[str, str]:
+    """Return the rows of the command."""
+    call_command("inspect_task", task_id)
+    rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    return {name: text for name, _, text in (row.partition(" ") for row in rows)}
+
+
+@pytest.mark.django_db
+def test_inspect_task_tells_what_became_of_it(worker, capsys) -> None:
+    rows = inspect(fail(), capsys)
+    assert rows["state"].strip() == "FAILURE"
+    assert rows["queue"].strip() == QUEUE
+    assert rows["error"].strip() == "SampleError: This task was sent to fail."
+    done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
+    done.get(timeout=20)
+    rows = inspect(done.id, capsys)
+    assert rows["state"].strip() == "SUCCESS"
+    assert "Done by" in rows["result"]
+
+
+def test_inspect_task_says_what_it_cannot_know(capsys) -> None:
+    call_command("inspect_task", str(uuid.uuid4()))
+    assert "No worker has it and there is no result" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "rate", "error"),
+    [
+        ("no.such.task", "1/s", 'There is no task "no.such.task", but core'),
+        ("core.tasks.sample", "fast", '"fast" is no rate'),
+        ("core.tasks.sample", "-1/s", '"-1/s" is no rate'),
+        ("core.tasks.sample", "5", '"5" is no rate'),
+        ("core.tasks.sample", "1/s", "No worker obeys"),
+    ],
+)
+def test_rate_limit_refuses_what_nobody_can_obey(task: str, rate: str, error: str) -> None:
+    with pytest.raises(CommandError, match=error):
+        call_command("rate_limit", task, "--", rate)

@@ -5,6 +5,7 @@ from kombu.exceptions import OperationalError
 
 from config import broker
 from core import pulse, queues
+from core.management import table
 
 
 class Command(BaseCommand):
@@ -46,9 +47,7 @@ class Command(BaseCommand):
                     str(row.done[-1]),
                 )
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for first, *others in rows:
-            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-            self.stdout.write("  ".join([first.ljust(widths[0]), *cells]))
+        for line in table.lines(rows, str.rjust):
+            self.stdout.write(line)
         if broker.AGE_UNKNOWN:
             self.stdout.write(broker.AGE_UNKNOWN)

@@ -1,0 +1,153 @@
+"""What an operator asks of the tasks, and tells them, with ./manage.py."""
+
+import re
+import time
+
+import pytest
+
+from .stack import Stack, wait_for
+
+
+def refused(stack: Stack, *arguments: str) -> str:
+    """Run a command that ends with an error; return its one sentence."""
+    code, printed = stack.containers()["web-a"].exec_run(["./manage.py", *arguments])
+    assert code == 1
+    (sentence,) = re.findall("^CommandError: (.*)$", printed.decode(), re.MULTILINE)
+    return sentence
+
+
+def inspect(stack: Stack, task: str) -> dict[str, str]:
+    """Return what inspect_task has in its rows."""
+    rows = stack.manage("inspect_task", task).partition("\n\n")[0].splitlines()
+    return dict(row.split(maxsplit=1) for row in rows)
+
+
+def failed(stack: Stack) -> list[list[str]]:
+    """Return the rows of failed: id, task, queue, error."""
+    _, *rows = stack.manage("failed").splitlines()
+    return [row.split(maxsplit=5)[2:] for row in rows]
+
+
+@pytest.fixture
+def nothing_failed(production: Stack) -> None:
+    """No task is known to have failed."""
+    production.python("from config.celery import app; app.backend.client.delete('failed')")
+
+
+@pytest.mark.parametrize(
+    "name", ["failed", "inspect_task", "purge_queue", "queues", "rate_limit", "sample"]
+)
+def test_each_explains_itself(production: Stack, name: str) -> None:
+    printed = production.manage(name, "--help")
+    description = printed.split("\n\n")[1]
+    assert len(description) > 40
+    assert description.endswith(".")
+
+
+def test_failed_tasks_are_shown_and_sent_again_with_the_same_arguments(
+    production: Stack, nothing_failed: None
+) -> None:
+    assert production.manage("failed") == "No task has failed.\n"
+    first = production.send("crawl", steps=2, pause=0, fail=True)
+    wait_for("it failed", lambda: len(failed(production)) == 1)
+    second = production.send("notify", steps=2, pause=0, fail=True)
+    wait_for("both failed", lambda: len(failed(production)) == 2)
+    error = "SampleError: This task was sent to fail."
+    assert failed(production) == [
+        [second, "core.tasks.sample", "notify", error],
+        [first, "core.tasks.sample", "crawl", error],
+    ]
+
+    printed = production.manage("failed", "--retry", first)
+    again = printed.split()[-1]
+    wait_for("it failed again", lambda: failed(production)[0][0] == again)
+    assert failed(production) == [
+        [again, "core.tasks.sample", "crawl", error],
+        [second, "core.tasks.sample", "notify", error],
+    ]
+    assert inspect(production, again)["kwargs"] == '{"steps": 2, "pause": 0, "fail": true}'
+    assert refused(production, "failed", "--retry", first).startswith("No failed task has the id")
+
+    printed = production.manage("failed", "--retry", "all")
+    assert [line.split()[1] for line in printed.splitlines()] == [second, again]
+    wait_for("both failed again", lambda: len(failed(production)) == 2)
+    assert {row[0] for row in failed(production)}.isdisjoint({first, second, again})
+
+
+def test_a_killed_task_is_a_failed_one_whose_arguments_are_known(
+    production: Stack, nothing_failed: None
+) -> None:
+    # The worker itself knows its arguments: its child is gone.
+    code = (
+        "from probe.tasks import hold_on;"
+        "print(hold_on.apply_async(kwargs={'minutes': 1}, soft_time_limit=1, time_limit=2).id)"
+    )
+    task = production.python(code)
+    wait_for("it failed", lambda: failed(production))
+    assert failed(production) == [
+        [task, "probe.tasks.hold_on", "default", "TimeLimitExceeded: TimeLimitExceeded(2,)"]
+    ]
+    assert inspect(production, task)["kwargs"] == '{"minutes": 1}'
+
+
+def test_what_became_of_a_task(production: Stack) -> None:
+    production.compose("stop", "worker-crawl")
+    task = production.send("crawl", steps=30, pause=0.3)
+    assert "it waits in its queue" in production.manage("inspect_task", task)
+    production.containers()["worker-crawl"].start()
+    wait_for("it runs", lambda: inspect(production, task).get("state") == "running")
+    rows = inspect(production, task)
+    assert rows["task"] == "core.tasks.sample"
+    assert rows["queue"] == "crawl"
+    assert rows["worker"] == f"crawl@{production.slug}"
+    assert rows["kwargs"] == '{"steps": 30, "pause": 0.3}'
+    assert "'steps': 30" in rows["progress"]
+    started = time.strptime(rows["started"], "%Y-%m-%d %H:%M:%S")
+    production.result(task)
+    rows = inspect(production, task)
+    assert rows["state"] == "SUCCESS"
+    assert rows["result"] == f"'Done by crawl@{production.slug}.'"
+    assert time.strptime(rows["ended"], "%Y-%m-%d %H:%M:%S") > started
+    assert "args" not in rows
+
+
+def test_a_failed_task_is_shown_with_its_error(production: Stack) -> None:
+    task = production.send("notify", steps=2, pause=0, fail=True)
+    wait_for("it failed", lambda: inspect(production, task)["state"] == "FAILURE")
+    rows = inspect(production, task)
+    assert rows["error"] == "SampleError: This task was sent to fail."
+    assert rows["request"] == task
+    assert "Traceback (most recent call last)" in production.manage("inspect_task", task)
+
+
+def test_every_worker_obeys_a_rate_limit_and_says_so(production: Stack) -> None:
+    workers = [f"{name}@{production.slug}" for name in ("crawl", "default", "notify")]
+    for rate in ("4/m", "0"):
+        printed = production.manage("rate_limit", "probe.tasks.sleep", rate)
+        assert [line.split() for line in printed.splitlines()[1:]] == [[w, rate] for w in workers]
+        known = production.inspect("registered")
+        assert sorted(known) == workers
+        for tasks in known.values():
+            assert f"probe.tasks.sleep [rate_limit={rate}]" in tasks
+
+
+def test_a_rate_limit_that_not_every_worker_heard_of_says_whose(production: Stack) -> None:
+    production.compose("stop", "worker-notify")
+    try:
+        printed = production.manage("rate_limit", "probe.tasks.sleep", "0")
+    finally:
+        production.up()
+    assert printed.splitlines()[-1].split() == ["notify", "no", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["no.such.task", "1/s"], 'There is no task "no.such.task", but core.tasks.clear_sessions'),
+        (["core.tasks.sample", "soon"], '"soon" is no rate: 10/s, 10/m or 10/h is'),
+    ],
+)
+def test_a_rate_limit_that_makes_no_sense_is_refused(
+    production: Stack, arguments: list[str], sentence: str
+) -> None:
+    assert refused(production, "rate_limit", *arguments).startswith(sentence)

@@ -1,0 +1,66 @@
+"""Keeps what ./manage.py failed shows: which tasks failed, and what they were called with."""
+
+import time
+from typing import Any
+
+from celery import states
+from celery.backends.redis import RedisBackend
+
+from core import logs
+
+FAILED = "failed"  # ids in the order of their failures, beside the results themselves
+KEPT = 1000
+
+
+class Results(RedisBackend):
+    """
+    Celery's results in Redis; that of a failed task says more, and costs the others nothing.
+
+    result_extended, Celery's own setting, would have every task keep its arguments.
+    """
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        meta = super()._get_result_meta(  # type: ignore[misc]
+            result, state, traceback, request, *args, **kwargs
+        )
+        if state == states.FAILURE and request:
+            meta |= {
+                "name": request.task,
+                "args": request.args,
+                "kwargs": request.kwargs,
+                "worker": request.hostname,
+                "retries": request.retries,
+                "queue": logs.queue(request),
+                "request_id": request.get("request_id"),
+            }
+        return meta
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        stored = super()._store_result(  # type: ignore[misc]
+            task_id, result, state, *args, **kwargs
+        )
+        if state == states.FAILURE:
+            with self.client.pipeline(transaction=False) as pipe:
+                pipe.zadd(FAILED, {task_id: time.time()})
+                pipe.zremrangebyrank(FAILED, 0, -KEPT - 1)
+                pipe.execute()
+        return stored
+
+    def failed(self) -> dict[str, dict[str, Any]]:
+        """Return what is kept of failed tasks by their ids, the last one first."""
+        ids = [task_id.decode() for task_id in self.client.zrevrange(FAILED, 0, -1)]
+        found = {task_id: self.get_task_meta(task_id) for task_id in ids}
+        # Results expire, and this list does not.
+        return {task_id: meta for task_id, meta in found.items() if meta.get("name")}
+
+    def take_failed(self, task_id: str) -> bool:
+        """Take a task off the list; tell whether it was there, which is true once."""
+        return bool(self.client.zrem(FAILED, task_id))
+
+    def put_failed_back(self, task_id: str) -> None:
+        """Put a task on the list again."""
+        self.client.zadd(FAILED, {task_id: time.time()})
