@@ -162,8 +162,9 @@ class Stack:
         self.compose(
             "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3", check=False
         )
-        for image in self.docker.images.list():
-            for tag in image.tags:
+        # Not images.list(), which asks for each once more and fails when one was removed meanwhile.
+        for image in self.docker.api.images():
+            for tag in image["RepoTags"] or []:
                 if tag.startswith((f"{self.slug}:", f"{self.slug}-")):
                     self.docker.images.remove(tag, force=True)
 
