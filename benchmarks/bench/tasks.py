@@ -1,4 +1,4 @@
-"""Tasks under the settings as shipped, on the queue "default"."""
+"""Tasks under the settings as shipped, on the queue "default" unless the sender names another."""
 
 from celery import shared_task
 
@@ -6,3 +6,5 @@ from . import work
 
 nothing = shared_task(work.nothing, name="bench.nothing")
 note_delay = shared_task(work.note_delay, name="bench.note_delay")
+burn = shared_task(work.burn, name="bench.burn")
+notify = shared_task(work.notify, name="bench.notify")
