@@ -11,7 +11,7 @@ import yaml
 # These run once, or by hand; all others stay up.
 ONE_SHOT = {"migrate", "web"}
 DATA = {"broker", "cache", "db"}
-# Of the proxy's image, and in need of nothing.
+# Of the proxy's image, and in need of no data.
 PROXY = {"proxy", "certificates"}
 INTERNAL = "inside"
 
@@ -234,6 +234,13 @@ def test_what_needs_the_schema_waits_for_it(services: Services) -> None:
                 "cache": "service_healthy",
             }, name
     assert services["migrate"]["depends_on"]["db"]["condition"] == "service_healthy"
+
+
+def test_the_certificate_is_asked_for_when_the_proxy_can_answer(
+    project: Path, compose: Callable[..., dict]
+) -> None:
+    needs = compose(project, "production")["services"]["certificates"]["depends_on"]
+    assert {name: need["condition"] for name, need in needs.items()} == {"proxy": "service_healthy"}
 
 
 def test_passwords_come_by_environment_and_never_in_a_command(
