@@ -237,6 +237,13 @@ def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Sta
 def test_no_path_leads_out_of_static_and_media(production: Stack) -> None:
     stays = upload(production, "inside.txt", b"inside")
     assert stays.text == "inside"
+    beside = stays.url.removeprefix(production.url)
+    for path in (
+        f"/static..{beside}",
+        f"/static/..%2f..{beside}",
+        "/media../static/staticfiles.json",
+    ):
+        assert untidied(production, path).status_code in (400, 404), path
     ups = [
         "../",
         "%2e%2e/",
