@@ -99,6 +99,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         )
         stack.compose("build", "authority")
         stack.up("--build", *SERVICES)
+        wait_for("the site", lambda: plain(stack, "/healthz").status_code == 200)
         yield stack
     finally:
         stack.remove()
