@@ -1,5 +1,6 @@
 """The stack with the answers `broker=rabbitmq` and `example=false`."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,38 @@ def test_a_countdown_waits_in_the_broker_and_then_runs_once(rabbitmq: Stack) -> 
         "print(sample.apply_async(kwargs={'steps': 1}, queue='crawl', countdown=2).get(timeout=20))"
     )
     assert rabbitmq.python(code) == f"Done by crawl@{rabbitmq.slug}."
+
+
+def test_the_log_names_the_queue_of_a_task_that_the_broker_delayed(rabbitmq: Stack) -> None:
+    code = (
+        "from core.tasks import sample;"
+        "print(sample.apply_async(kwargs={'steps': 1}, queue='crawl', countdown=1).id)"
+    )
+    task = rabbitmq.python(code)
+
+    def lines() -> list[str]:
+        log = rabbitmq.containers()["worker-crawl"].logs().decode()
+        return [line for line in log.splitlines() if task in line]
+
+    wait_for("the task has ended", lines)
+    (line,) = map(json.loads, lines())
+    assert (line["queue"], line["outcome"], line["request_id"]) == ("crawl", "succeeded", task)
+
+
+def test_failed_tasks_are_shown_and_sent_again(rabbitmq: Stack) -> None:
+    task = rabbitmq.send("notify", steps=2, pause=0, fail=True)
+    wait_for("it failed", lambda: task in rabbitmq.manage("failed"))
+    assert "SampleError: This task was sent to fail." in rabbitmq.manage("inspect_task", task)
+    again = rabbitmq.manage("failed", "--retry", task).split()[-1]
+    wait_for("it failed again", lambda: again in rabbitmq.manage("failed"))
+    assert task not in rabbitmq.manage("failed")
+
+
+def test_every_worker_obeys_a_rate_limit(rabbitmq: Stack) -> None:
+    printed = rabbitmq.manage("rate_limit", "core.tasks.sample", "0")
+    assert [line.split() for line in printed.splitlines()[1:]] == [
+        [f"{queue}@{rabbitmq.slug}", "0"] for queue in sorted(QUEUES)
+    ]
 
 
 def waiting(stack: Stack) -> dict[str, int]:
