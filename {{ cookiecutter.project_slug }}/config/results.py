@@ -40,15 +40,15 @@ class Results(RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
     ) -> Any:
-        stored = super()._store_result(  # type: ignore[misc]
-            task_id, result, state, *args, **kwargs
-        )
         if state == states.FAILURE:
+            # First, so that who sees the result finds it on the list.
             with self.client.pipeline(transaction=False) as pipe:
                 pipe.zadd(FAILED, {task_id: time.time()})
                 pipe.zremrangebyrank(FAILED, 0, -KEPT - 1)
                 pipe.execute()
-        return stored
+        return super()._store_result(  # type: ignore[misc]
+            task_id, result, state, *args, **kwargs
+        )
 
     def failed(self) -> dict[str, dict[str, Any]]:
         """Return what is kept of failed tasks by their ids, the last one first."""

@@ -55,8 +55,8 @@ class Text(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Put the name of the request behind the message."""
-        text = super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        """Put the name of the request behind the message, which moves no cursor."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().formatMessage(record))
         name = fields.get().get("request_id")
         return f"{text} [{name}]" if name else text
 

@@ -50,8 +50,8 @@ def test_a_line_is_one_object_whatever_it_says(lines, request_id: str) -> None:
 
 
 def test_a_line_to_be_read_is_one_line_too(request_id: str) -> None:
-    record = logging.makeLogRecord({"name": "shop", "levelname": "INFO", "msg": "a\r\nb"})
-    assert logs.Text().format(record).endswith(r" INFO shop a\r\nb [abc]")
+    record = logging.makeLogRecord({"name": "shop", "levelname": "INFO", "msg": "a\r\né\x1b[1m"})
+    assert logs.Text().format(record).endswith(r" INFO shop a\r\né\x1b[1m [abc]")
 
 
 def test_a_request_has_the_name_that_the_proxy_gave_it(client: Client, lines) -> None:
