@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from celery.app.task import Context
 from celery.worker import request
 
 from core import logs
@@ -10,13 +9,6 @@ from core import logs
 
 class Request(request.Request):
     """Celery's request, which tells of the task in the log when the child no longer can."""
-
-    @property
-    def _context(self) -> Context:
-        """Add what ./manage.py failed needs to send the task again."""
-        context = super()._context  # type: ignore[misc]
-        context.args, context.kwargs = self.args, self.kwargs
-        return context
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Do as Celery does when a task runs for too long."""
