@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from celery.app.task import Context
 from celery.worker import request
 
 from core import logs
@@ -9,6 +10,8 @@ from core import logs
 
 class Request(request.Request):
     """Celery's request, which tells of the task in the log when the child no longer can."""
+
+    _context: Context
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Do as Celery does when a task runs for too long."""

@@ -56,7 +56,9 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Put the name of the request behind the message, which moves no cursor."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().formatMessage(record))
+        text = "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in super().formatMessage(record)
+        )
         name = fields.get().get("request_id")
         return f"{text} [{name}]" if name else text
 
