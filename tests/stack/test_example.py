@@ -132,8 +132,9 @@ def test_a_site_that_hangs_is_tried_again_and_then_given_up(example: Stack) -> N
         site.unpause()
     error = example.python(f"{MODELS}print(Site.objects.get(url={NEWS!r}).error)")
     assert error.startswith("http://sample-site:8000/robots.txt does not answer: ")
-    log = example.compose("logs", "worker-crawl")
-    assert len(re.findall(rf"(?i){task}.*retry|retry.*{task}", log)) == 4
+    log = example.containers()["worker-crawl"].logs().decode().splitlines()
+    lines = [json.loads(line) for line in log if f'"task_id": "{task}"' in line]
+    assert [line["outcome"] for line in lines if "outcome" in line] == [*["retry"] * 4, "failed"]
     assert crawl(example, NEWS).endswith(" new posts")
 
 
