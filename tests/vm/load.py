@@ -4,6 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import requests
 
@@ -30,27 +31,23 @@ def slowly(body: bytes) -> Iterator[bytes]:
         time.sleep(0.25)
 
 
-class Load:
-    """Ten clients without keep-alive, an upload and a streaming response, until it is left."""
+class Visitors:
+    """Clients without keep-alive, who ask for a page again and again until they are left."""
 
-    def __init__(self, vm: ProductionVm) -> None:
+    def __init__(self, vm: ProductionVm, clients: int = 2) -> None:
         """Be ready to ask `vm`."""
-        self.vm, self.url = vm, f"http://{vm.address}"
+        self.vm = vm
+        self.kinds = [self.visit] * clients
         self.failures: list[str] = []
         self.served: list[float] = []  # seconds that each answer took
-        self.tasks: list[str] = []
-        self.uploads = self.streams = 0
+        self.versions: set[str] = set()  # that answered
         self.over = threading.Event()
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         """Begin."""
-        kinds = [*[self.visit] * CLIENTS, self.upload, self.stream, self.send]
-        self.threads = [threading.Thread(target=self.go_on, args=(kind,)) for kind in kinds]
+        self.threads = [threading.Thread(target=self.go_on, args=(kind,)) for kind in self.kinds]
         for thread in self.threads:
             thread.start()
-        self.watch = subprocess.Popen(
-            ["docker", "exec", self.vm.name, "sh", "-c", WATCH], stdout=subprocess.PIPE, text=True
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,9 +55,6 @@ class Load:
         self.over.set()
         for thread in self.threads:
             thread.join()
-        docker("exec", self.vm.name, "pkill", "-f", "sleep 1", check=False)
-        self.watch.terminate()
-        self.seen = self.watch.communicate()[0].split("end\n")[:-1]
 
     def go_on(self, ask: Callable[[], requests.Response]) -> None:
         """Ask again and again."""
@@ -77,7 +71,35 @@ class Load:
     def visit(self) -> requests.Response:
         """Ask for a page on a connection of its own."""
         time.sleep(0.1)
-        return self.vm.get("/probe/request")
+        answer = self.vm.get("/probe/request")
+        if answer.status_code == 200:
+            self.versions.add(answer.json()["version"])
+        return answer
+
+
+class Load(Visitors):
+    """Ten of them, an upload, a streaming response, and tasks."""
+
+    def __init__(self, vm: ProductionVm) -> None:
+        """Be ready to ask `vm`."""
+        super().__init__(vm, CLIENTS)
+        self.kinds += [self.upload, self.stream, self.send]
+        self.tasks: list[str] = []
+        self.uploads = self.streams = 0
+
+    def __enter__(self) -> Self:
+        """Begin, and watch the containers meanwhile."""
+        self.watch = subprocess.Popen(
+            ["docker", "exec", self.vm.name, "sh", "-c", WATCH], stdout=subprocess.PIPE, text=True
+        )
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        """End, when each has its answer."""
+        super().__exit__()
+        docker("exec", self.vm.name, "pkill", "-f", "sleep 1", check=False)
+        self.watch.terminate()
+        self.seen = self.watch.communicate()[0].split("end\n")[:-1]
 
     def send(self) -> requests.Response:
         """Have a task sent."""
@@ -93,9 +115,7 @@ class Load:
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         body = head.encode() + FILE + f"\r\n--{BOUNDARY}--\r\n".encode()
         kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-        answer = requests.post(
-            f"{self.url}/probe/upload", data=slowly(body), headers=kind, timeout=60
-        )
+        answer = self.vm.ask("POST", "/probe/upload", kind, data=slowly(body), timeout=60)
         self.uploads += 1
         return answer
 

@@ -22,7 +22,8 @@ def test_install_merges_what_is_there_and_changes_nothing_twice(
     assert "docker" in vm.run("id", "-nG", "deploy").split()
     unit = vm.run("systemctl", "show", "--property=TimeoutStopUSec", "docker").strip()
     assert unit == "TimeoutStopUSec=7min"  # more than TASK_TIME_LIMIT and a minute
-    assert vm.run("systemctl", "is-active", f"revive@srv-{vm.stack.slug}.timer").strip() == "active"
+    timers = [f"{name}@srv-{vm.stack.slug}.timer" for name in ("backup", "revive")]
+    assert vm.run("systemctl", "is-active", *timers).split() == ["active", "active"]
     assert re.findall(r"^(?:done|To do).*$", vm.install(), re.MULTILINE) == []
 
 

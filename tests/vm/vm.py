@@ -1,16 +1,21 @@
 """A VM that has nothing but sshd, and the laptop that deploys to it."""
 
+import json
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import requests
 
-from tests.stack.stack import PRODUCTION, Stack
+from tests.stack.stack import PRODUCTION, Stack, wait_for
 from tests.systemd.machine import Vm, docker
 
-PROBE = Path(__file__).parent.parent / "stack" / "probe"
+TESTS = Path(__file__).parent.parent
+SITE = "site.test"  # its name; its address may be another one after each boot
+TIME_LIMIT = 20  # seconds; small, because what a power cut interrupts returns after twice as long
 
 
 class ProductionVm(Vm):
@@ -20,7 +25,8 @@ class ProductionVm(Vm):
         """Render a project into `folder`, and make a key that shall log in."""
         # Two workers show what is to be seen of three.
         super().__init__(Stack(folder / "project", PRODUCTION, queues="crawl", example="false"))
-        self.stack.add_app(PROBE)
+        self.stack.add_app(TESTS / "stack" / "probe")
+        self.stack.add_app(TESTS / "faults" / "ledger")
         self.key = folder / "key"
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "laptop", "-f", self.key],
@@ -76,7 +82,7 @@ class ProductionVm(Vm):
 
     def first_settings(self) -> list[str]:
         """Say what .env.example cannot know of this VM."""
-        values = {"HTTPS": "false", "ALLOWED_HOSTS": self.address, "TASK_TIME_LIMIT": 60}
+        values = {"HTTPS": "false", "ALLOWED_HOSTS": SITE, "TASK_TIME_LIMIT": TIME_LIMIT}
         return [f"--set={name}={value}" for name, value in values.items()]
 
     def deploy(self, *arguments: str, code: int = 0) -> str:
@@ -102,9 +108,15 @@ class ProductionVm(Vm):
 
     def get(self, path: str, **options: object) -> requests.Response:
         """GET from the VM's port 80, on a connection of its own."""
-        headers = {"Connection": "close"}
-        url = f"http://{self.address}{path}"
-        return requests.get(url, timeout=30, headers=headers, allow_redirects=False, **options)
+        return self.ask("GET", path, **options)
+
+    def ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, **options: object
+    ) -> requests.Response:
+        """Ask for something else than a page, also on a connection of its own."""
+        headers = {"Connection": "close", "Host": SITE} | (headers or {})
+        options = {"timeout": 30, "allow_redirects": False} | options
+        return requests.request(method, f"http://{self.address}{path}", headers=headers, **options)
 
     def running(self) -> dict[str, str]:
         """Return the id and the image of each running container, by service."""
@@ -121,3 +133,83 @@ class ProductionVm(Vm):
         }
         assert len(tags) == 1, self.running()
         return tags.pop()
+
+    def wait_until_healthy(self, services: set[str], seconds: float = 300) -> None:
+        """Wait until these services run, and no others, and are healthy."""
+
+        def healthy() -> bool:
+            there = self.here("docker compose ps --services || true").split()
+            look = "ops/status > /dev/null && echo healthy || true"
+            return set(there) == services and "healthy" in self.here(look)
+
+        try:
+            wait_for("all healthy", healthy, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.here('ops/status || true')}") from None
+
+    def wait_until_free(self) -> None:
+        """Wait until nobody deploys to it."""
+        look = "flock --nonblock versions/lock true && echo free || true"
+        wait_for("nobody deploys", lambda: "free" in self.here(look), seconds=400)
+
+    # Versions --------------------------------------------------------------------------------------
+
+    def commit(self) -> str:
+        """Commit what the laptop has; return the version's name."""
+        git = ["git", "-C", self.stack.folder, "-c", "user.name=test", "-c", "user.email=test@test"]
+        for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "next"]):
+            subprocess.run([*git, *words], check=True)
+        return subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+
+    def image(self, tag: str, dockerfile: str) -> str:
+        """Build an image `tag` on the laptop, some lines on top of what runs; return --tag=TAG."""
+        name = f"{self.stack.slug}:{tag}"
+        text = f"FROM {self.stack.slug}:{self.version()}\n{dockerfile}"
+        build = ["docker", "build", "--quiet", f"--tag={name}", "-"]
+        subprocess.run(build, input=text, text=True, check=True, capture_output=True)
+        return f"--tag={tag}"
+
+    # Tasks -----------------------------------------------------------------------------------------
+
+    def send(self, task: str, key: str, count: int, *arguments: object) -> None:
+        """Send tasks of the ledger."""
+        words = shlex.join([task, key, str(count), json.dumps(arguments)])
+        self.here(f"docker compose exec -T web-a ./manage.py send {words}")
+
+    def count(self, what: str, key: str) -> list[int]:
+        """Select `what` of the ledger's tasks whose keys begin with `key`."""
+        query = f"SELECT {what} FROM ledger_entry WHERE key LIKE '{key}-%'"
+        psql = f"docker compose exec -T db psql -U app -d app -tA -c {shlex.quote(query)}"
+        return [int(number) for number in self.here(psql).strip().split("|")]
+
+    # Network ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def cut(self, *rules: str) -> Iterator[None]:
+        """Drop what these rules of iptables match, as a network does that fails."""
+        for rule in rules:
+            self.run("iptables", "-I", *rule.split(), "-j", "DROP")
+        try:
+            yield
+        finally:
+            for rule in rules:
+                self.run("iptables", "-D", *rule.split(), "-j", "DROP")
+
+    def no_ssh(self) -> AbstractContextManager[None]:
+        """Cut off sshd."""
+        return self.cut("INPUT -p tcp --dport 22", "OUTPUT -p tcp --sport 22")
+
+    def no_network(self) -> AbstractContextManager[None]:
+        """Cut off the VM and its containers; `docker exec` still gets in."""
+        host = ("INPUT -i eth0", "OUTPUT -o eth0")
+        return self.cut(*host, "FORWARD -i eth0", "FORWARD -o eth0")
+
+    @contextmanager
+    def full(self, folder: str) -> Iterator[None]:
+        """Put a disk with hardly any space in place of a folder."""
+        owner = self.run("stat", "--format=uid=%u,gid=%g,mode=%a", folder).strip()
+        self.run("mount", "-t", "tmpfs", "-o", f"size=64k,{owner}", "tmpfs", folder)
+        try:
+            yield
+        finally:
+            self.run("umount", folder)

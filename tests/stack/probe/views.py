@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 
@@ -23,13 +24,14 @@ def upload(request: HttpRequest) -> JsonResponse:
 
 
 def show_request(request: HttpRequest) -> JsonResponse:
-    """Tell how Django sees the client."""
+    """Tell how Django sees the client, and which version this is."""
     return JsonResponse(
         {
             "client": request.META["REMOTE_ADDR"],
             "forwarded_for": request.META.get("HTTP_X_FORWARDED_FOR"),
             "scheme": request.scheme,
             "host": request.get_host(),
+            "version": os.environ.get("IMAGE_TAG"),
         }
     )
 

@@ -1,0 +1,189 @@
+"""Deploys that fail or are cut short: the site serves throughout, and the next one is whole."""
+
+import re
+import subprocess
+
+import pytest
+
+from .load import Visitors
+from .vm import ProductionVm
+
+WAIT = "--wait=400"  # seconds for a container; three groups of tests share two cores
+CHANGED = "probe/static/changed.txt"
+
+# Each is a version that cannot work: its last layer, how long it may take, and what it says.
+BROKEN = {
+    "no-migration": (
+        """
+COPY <<END probe/migrations/__init__.py
+# A package.
+END
+COPY <<END probe/migrations/0001_initial.py
+from django.db import migrations
+
+class Migration(migrations.Migration):
+    operations = [migrations.RunSQL("CREATE TABLE half (); SELECT 1 / 0")]
+END
+""",
+        WAIT,
+        r"This failed: docker compose .* migrate\.",
+    ),
+    "no-module": ("USER root\nRUN rm -r probe\nUSER 10001\n", WAIT, r"This failed: .* migrate\."),
+    "no-answer": (
+        "COPY <<END config/asgi.py\nimport time\n\ntime.sleep(3600)\nEND\n",
+        "--wait=15",
+        r"The web of this version does not answer within 15 s\.",
+    ),
+}
+BROKEN_BEAT = 'COPY <<END config/scheduler.py\nraise RuntimeError("no scheduler")\nEND\n'
+
+
+def last_line(said: str) -> str:
+    """Return it without the time in front."""
+    return re.sub(r"^\[[\d:]+\] ", "", said.rstrip().splitlines()[-1])
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """Read what a command says until a line has these words; return all of it."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"It never said {words!r}:\n{said}")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: str) -> None:
+    layer, wait, why = BROKEN[name]
+    before, containers = vm.version(), vm.running()
+    tag = vm.image(name, layer)
+    with Visitors(vm) as visitors:
+        said = vm.deploy(tag, wait, code=1)
+    stays = rf"{why} Not taken live; {before} serves as before\."
+    assert re.fullmatch(stays, last_line(said)), said
+    assert visitors.failures == []
+    assert visitors.versions == {before}
+    assert len(visitors.served) > 10
+    assert vm.running() == containers
+
+
+def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
+    vm: ProductionVm,
+) -> None:
+    before, services = vm.version(), set(vm.running())
+    half, ill = vm.image("half", "ENV HALF=1\n"), vm.image("ill", BROKEN_BEAT)
+    with Visitors(vm) as visitors:
+        with vm.start_ops("deploy", vm.host, half, WAIT) as process:
+            read_until(process, "worker-crawl: replaced")
+            vm.run("pkill", "-KILL", "-f", "ops/(release|roll)")
+        assert process.returncode != 0
+        assert vm.running()["worker-crawl"].startswith(f"{vm.stack.slug}:half ")
+        said = vm.deploy(ill, WAIT, code=1)
+    assert last_line(said) == f"ill did not become healthy; {before} is live again."
+    assert "no scheduler" in said
+    assert f"beat does not become healthy. Going back to {before}." in said
+    vm.wait_until_healthy(services)
+    assert vm.version() == before
+    assert visitors.failures == []
+    assert visitors.versions == {before}
+
+
+def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
+    vm: ProductionVm,
+) -> None:
+    new, services = vm.version(), set(vm.running())
+    with Visitors(vm) as visitors:
+        vm.ops("rollback", "--host", vm.host)
+        old = vm.version()
+        assert old != new
+        with vm.start_ops("rollback", "--host", vm.host) as process:
+            read_until(process, "trying the new web")
+            refused = vm.deploy(f"--tag={new}", code=1)
+            said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    assert re.fullmatch(
+        rf"Refused: {new} \(since \d\d:\d\d\) is being deployed here\."
+        r" Try again when that has ended\.",
+        last_line(refused),
+    ), refused
+    vm.wait_until_healthy(services)
+    assert vm.version() == new
+    assert visitors.failures == []
+    assert visitors.versions == {old, new}
+    assert vm.here("find versions -mindepth 1 -maxdepth 1 -name '.*'") == ""
+
+
+@pytest.fixture(scope="module")
+def change(vm: ProductionVm) -> str:
+    """A change of the source, committed; the name of that version."""
+    (vm.stack.folder / CHANGED).parent.mkdir(parents=True, exist_ok=True)
+    (vm.stack.folder / CHANGED).write_text("changed\n")
+    return vm.commit()
+
+
+@pytest.mark.parametrize(
+    ("folder", "sentence"),
+    [
+        ("{folder}/versions", "Stopped: the disk of {host} is full. Nothing was changed."),
+        (
+            "/var/lib/docker/tmp",
+            "Stopped: the VM did not take the images, its disk is full. It serves as before.",
+        ),
+    ],
+)
+def test_a_full_disk_is_told_and_changes_nothing(
+    vm: ProductionVm, change: str, folder: str, sentence: str
+) -> None:
+    before = vm.running()
+    with Visitors(vm) as visitors, vm.full(folder.format(folder=vm.folder)):
+        said = vm.deploy(WAIT, code=1)
+    assert last_line(said) == sentence.format(host=vm.host), said
+    assert vm.running() == before
+    assert visitors.failures == []
+
+
+def test_a_deploy_that_was_cut_short_four_times_is_whole_in_the_end(
+    vm: ProductionVm, change: str
+) -> None:
+    before, services = vm.version(), set(vm.running())
+    with Visitors(vm) as visitors:
+        for step in ("building", "shipping"):
+            with vm.start_ops("deploy", vm.host, WAIT) as process:
+                read_until(process, step)
+                process.kill()
+            vm.wait_until_free()
+            assert vm.version() == before
+        with vm.start_ops("deploy", vm.host, WAIT) as process:
+            read_until(process, "shipping")
+            with vm.no_ssh():
+                said, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        # In the words of ssh, which depend on the moment.
+        why = r"Stopped: the VM did not take the images, .*\. It serves as before\."
+        assert re.fullmatch(why, last_line(said)), said
+        vm.wait_until_free()  # it, too, has found out that the connection is gone
+        assert vm.version() == before
+        with vm.start_ops("deploy", vm.host, WAIT) as process:
+            read_until(process, "web-a: replacing")
+            process.kill()
+        vm.wait_until_free()  # it has gone on alone
+        assert vm.version() == change
+        vm.deploy(WAIT)
+    vm.wait_until_healthy(services)
+    assert vm.version() == change
+    assert len(vm.here("docker compose ps --all --quiet").split()) == len(services) + 1
+    assert visitors.failures == []
+    assert visitors.versions == {before, change}
+    assert vm.here("ls -A versions/*/.env 2> /dev/null || true") == ""
+
+
+def test_files_that_cannot_be_replaced_are_told(vm: ProductionVm) -> None:
+    before = vm.running()
+    vm.run("chown", "root:root", f"{vm.folder}/docs")
+    try:
+        said = vm.deploy(f"--tag={vm.version()}", code=1)
+    finally:
+        vm.run("chown", "deploy:deploy", f"{vm.folder}/docs")
+    assert "Permission denied" in last_line(said)
+    assert vm.running() == before
