@@ -10,9 +10,8 @@ from tests.stack import acme
 from tests.stack.stack import wait_for
 from tests.systemd.machine import docker
 
+from .vm import SITE as NAME
 from .vm import ProductionVm
-
-NAME = "site.test"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
     log_in = {"Authorization": f"Basic {base64.b64encode(password).decode()}"}
     assert acme.get(site, NAME, "/flower/workers", root)[0] == 401
     assert acme.get(site, NAME, "/flower/workers", root, **log_in)[0] == 200
-    assert vm.get("/flower/").headers["Location"] == f"https://{vm.address}/flower/"
+    assert vm.get("/flower/").headers["Location"] == f"https://{NAME}/flower/"
     vm.cut_power()
     wait_for(
         "the site", lambda: certificate() and acme.get(site, NAME, "/readyz", root)[0] == 200, 180
