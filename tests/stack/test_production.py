@@ -294,6 +294,7 @@ def test_the_proxy_follows_its_upstreams_to_other_addresses(production: Stack) -
     finally:
         for squatter in squatters:
             squatter.remove(force=True)
+        production.up()  # whatever happened: the tests that follow need it
 
 
 # Peers that die -----------------------------------------------------------------------------------
