@@ -3,6 +3,8 @@
 import io
 import re
 import subprocess
+import threading
+import time
 
 import pytest
 import requests
@@ -298,6 +300,36 @@ def test_the_proxy_follows_its_upstreams_to_other_addresses(production: Stack) -
 
 
 # Peers that die -----------------------------------------------------------------------------------
+
+
+def test_a_web_that_stops_and_starts_takes_no_request_along(production: Stack) -> None:
+    answers: list[int] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                answers.append(production.get("/healthz").status_code)
+            except requests.RequestException:
+                answers.append(0)
+            time.sleep(0.1)
+
+    clients = [threading.Thread(target=ask) for _ in range(10)]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(2):
+            production.compose("stop", "web-b")
+            # Its address is tried in vain until its name is known to be gone.
+            time.sleep(3)
+            production.compose("start", "web-b")
+            wait_for("it is back", lambda: production.health("web-b") == "healthy", seconds=60)
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert len(answers) > 100
+    assert set(answers) == {200}
 
 
 @pytest.mark.parametrize(
