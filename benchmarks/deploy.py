@@ -30,7 +30,8 @@ GIGABYTE = 1_000_000_000  # half of it in files, half in a table
 ROW = 500  # bytes, which do not compress to nothing
 FILL_TABLE = """
     CREATE TABLE filler AS SELECT (
-        SELECT string_agg(md5(random()::text || number), '') FROM generate_series(1, {parts})
+        SELECT string_agg(md5(random()::text || number || part), '')
+        FROM generate_series(1, {parts}) AS part
     ) FROM generate_series(1, {rows}) AS number
 """
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
