@@ -128,10 +128,15 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
         try:
             yield project
         finally:
-            say("cleaning up")
-            for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-                signal.signal(name, signal.SIG_IGN)
+            begin_to_clean()
             project.remove()
+
+
+def begin_to_clean() -> None:
+    """Say so, and let no signal cut it short."""
+    say("cleaning up")
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(name, signal.SIG_IGN)
 
 
 def add_bench(folder: Path) -> None:

@@ -6,7 +6,6 @@ tasks come from ten clients without keep-alive.
 """
 
 import re
-import signal
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 
 import requests
-from common import ROOT, Failed, main, say, table
+from common import ROOT, Failed, begin_to_clean, main, say, table
 
 sys.path.append(str(ROOT))
 from tests.systemd.machine import docker
@@ -34,7 +33,6 @@ FILL_TABLE = """
         FROM generate_series(1, {parts}) AS part
     ) FROM generate_series(1, {rows}) AS number
 """
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class Clients(Load):
@@ -184,9 +182,7 @@ def measure(quick: bool) -> str:
         except (AssertionError, SubprocessError, requests.RequestException) as error:
             raise Failed(error) from None
         finally:
-            say("cleaning up")
-            for name in SIGNALS:
-                signal.signal(name, signal.SIG_IGN)
+            begin_to_clean()
             vm.remove()
     return table((f"one VM, {CLIENTS} clients", "measured"), rows)
 
