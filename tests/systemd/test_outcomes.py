@@ -133,10 +133,17 @@ def test_flapping(machine: Machine) -> None:
         # More often than systemd's own limit of 5, and neither side much more often.
         assert min(len(units), len(stack)) > 5
         assert max(len(units), len(stack)) <= 2 * min(len(units), len(stack))
-        # Both wait ever longer; systemd began with 0.1 s.
+        # Both wait ever longer, beginning with 0.1 s. The engine says no figure, so its waits are
+        # measured: they can be longer than they were meant to be, on a busy machine, not shorter.
         assert next_waits[role] > 1
         waits = pauses(machine, role, since, until)
-        assert waits[-1] > 3 * min(waits), f"{role} does not wait longer: {waits}"
+        meant = [at_least(number) for number in range(len(waits))]
+        assert all(map(float.__ge__, waits, meant)), f"{role} waited {waits}, not {meant}"
+
+
+def at_least(restarts: int) -> float:
+    """Return how many seconds the engine waits, less what an event may be late, after so many."""
+    return 0.8 * 0.1 * 2**restarts
 
 
 def pauses(machine: Machine, role: str, since: float, until: float) -> list[float]:
@@ -160,8 +167,8 @@ def next_wait(machine: Machine, role: str) -> float:
 
 
 def test_after_a_good_run_the_stack_is_quick_again_and_systemd_is_not(machine: Machine) -> None:
-    if machine.start()["systemd"]["beat"]["restarts"] < 4:
-        machine.look("flap", 10, timeout=60)
+    while min(roles["beat"]["restarts"] for roles in machine.start().values()) < 6:
+        machine.look("flap", 15, timeout=60)
     before = machine.start()
     time.sleep(11)  # a good run, for the engine, is one of 10 s
 
@@ -169,8 +176,8 @@ def test_after_a_good_run_the_stack_is_quick_again_and_systemd_is_not(machine: M
     machine.kill("KILL", before["stack"]["beat"]["pid"])
     assert machine.outcomes(before, 60, roles=["beat"], sides=["stack"])["stack"] == "back"
     (wait,) = pauses(machine, "beat", since, time.time())
-    # The figures of the document: 0.1 s here; there, what the last failure before left behind.
-    assert wait < next_wait(machine, "beat")
+    # 0.1 s here, and the start; there, what the last failure before left behind.
+    assert wait < at_least(before["stack"]["beat"]["restarts"])
     assert next_wait(machine, "beat") > 1
 
 
