@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -91,13 +91,14 @@ def test_a_stopped_worker_holds_its_tasks_to_their_time_limits(
         assert "TimeLimitExceeded(" in stack.python(code)
 
 
-def test_a_broker_that_restarts_or_dies_keeps_its_tasks(
-    ledger: Ledger, request: pytest.FixtureRequest
+@pytest.mark.parametrize("fault", [faults.restart_broker, faults.kill_broker])
+def test_a_broker_that_restarts_or_dies_loses_no_task(
+    ledger: Ledger, fault: Callable[[Stack], None]
 ) -> None:
-    verdict = judge_after(ledger, "broker", 100, faults.restart_broker, faults.kill_broker)
-    # Redis' gap: the message on its way to the worker is in neither. Seen once in six runs.
-    gap = {"redis": 1, "rabbitmq": 0}[request.node.callspec.params["stack"]]
-    assert verdict.lost <= gap
+    # A fault comes soon after two tasks were done, when the worker has the next two for sure. Redis
+    # may lose what is on its way to the worker: benchmarks/faults.py kills at any moment, and counts.
+    verdict = judge_after(ledger, fault.__name__, 16, fault, seconds=2)
+    assert verdict.lost == 0
 
 
 def test_a_broker_that_is_paused_for_a_minute_loses_no_task(ledger: Ledger) -> None:
