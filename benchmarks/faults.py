@@ -9,6 +9,7 @@ collects the rows of several runs.
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from tests.stack.stack import Stack, wait_for
 
 BROKERS = ["redis", "rabbitmq"]
 SETTINGS = ["template", "defaults"]
+PROPOSED = "atomic"  # benchmarks/atomic_take.py; for Redis
 BEGUN = 30  # tasks done before a fault
 MORE = 12  # tasks done after which a worker has recovered; with Celery's defaults it may hold 10
 PATIENCE = RETURN + 2 * SWEEP  # seconds without any progress after which what is not done is lost
@@ -77,6 +79,10 @@ KEPT = (
 for name in [name for name in globals() if name.startswith("CELERY_") and name[7:] not in KEPT]:
     del globals()[name]
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # Celery's default, said aloud
+"""
+
+TRANSPORT = """
+CELERY_BROKER_TRANSPORT = "config.atomic_take:Transport"
 """
 
 
@@ -232,7 +238,8 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
     with tempfile.TemporaryDirectory() as folder:
         stack = ledger_stack(Path(folder), broker=broker)
         with (stack.folder / "config/settings.py").open("a") as file:
-            file.write(SCHEDULE + (DEFAULTS if settings == "defaults" else ""))
+            file.write(SCHEDULE + {"defaults": DEFAULTS, PROPOSED: TRANSPORT}.get(settings, ""))
+        shutil.copy(ROOT / "benchmarks/atomic_take.py", stack.folder / "config")
         if settings == "defaults":
             stack.edit("config/celery.py", ', task_cls="config.task:Task"', "")
         try:
@@ -248,7 +255,7 @@ def tables(rows: list[dict]) -> str:
     """Lay out the rows, the last one of each cell, in the order of the lists above."""
     found = {(row["fault"], row["broker"], row["settings"]): row for row in rows}
     lines, beats = [], []
-    for cell in product([*FAULTS, "beat"], BROKERS, SETTINGS):
+    for cell in product([*FAULTS, "beat"], BROKERS, [*SETTINGS, PROPOSED]):
         if not (row := found.get(cell)):
             continue
         if row["fault"] == "beat":
@@ -286,7 +293,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--broker", nargs="+", choices=BROKERS, default=BROKERS)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, PROPOSED], default=SETTINGS)
     names = [*FAULTS, "beat"]
     parser.add_argument("--fault", nargs="*", choices=names, default=names, help="or none of them")
     parser.add_argument("--file", type=Path, help="add the rows to FILE, and print all that it has")
