@@ -156,6 +156,17 @@ class Stack:
         except AssertionError as error:
             logs = self.compose("logs", "--tail", "30", check=False)
             raise AssertionError(f"{error}\n{logs}") from None
+        proxy = self.containers().get("proxy")
+        if proxy and proxy.status == "running" and not self.engine:
+            # When both webs have new addresses at once, nginx needs a moment to hear of them.
+            wait_for("the proxy to reach a web", self.reaches_a_web)
+
+    def reaches_a_web(self) -> bool:
+        """Tell whether the proxy has another answer than that there is no web."""
+        try:
+            return self.get("/healthz").status_code not in (502, 504)
+        except requests.ConnectionError:
+            return False
 
     def remove(self) -> None:
         """Remove containers, volumes, networks and images of this project."""
