@@ -118,7 +118,7 @@ def static_url(project: Stack) -> str:
 
 
 def nginx_alone(project: Stack) -> str:
-    """Start nginx with nothing but the static files of the proxy's image; give its address."""
+    """Start nginx with nothing but the static files that the proxy has; give its address."""
     name = f"{project.slug}-nginx"
     container = project.engine.containers.run(
         f"{project.slug}-proxy",
@@ -129,6 +129,7 @@ def nginx_alone(project: Stack) -> str:
             "echo \"$CONF\" > /tmp/nginx.conf; exec nginx -c /tmp/nginx.conf -g 'daemon off;'",
         ],
         environment={"CONF": NGINX},
+        volumes={f"{project.slug}_static": {"bind": "/srv/static", "mode": "ro"}},
         labels={"com.docker.compose.project": project.slug},
         network=f"{project.slug}_edge",
         detach=True,
