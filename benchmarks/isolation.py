@@ -16,8 +16,8 @@ PAGES = 20  # a second
 NOTIFY = 10  # a second
 QUIET = 0.4  # CPU cores that all else may use on the machine, or the figures are no answer
 AIM, FLOOR = 2.0, 0.8  # of the idle stack's p99 at most, of the flood's speed alone at least
-ALL = ["proxy", "web-a", "web-b", "worker-default", "worker-crawl", "worker-notify", "beat"]
-ALL += ["flower", "broker", "cache", "db"]
+WORKERS = ["worker-default", "worker-crawl", "worker-notify"]
+ALL = [*WORKERS, "proxy", "web-a", "web-b", "beat", "flower", "broker", "cache", "db"]
 PREFETCH = """
 CELERY_WORKER_PREFETCH_MULTIPLIER = env.int("BENCH_PREFETCH", default=1)
 """
@@ -56,7 +56,8 @@ SHIPPED = Case("flood, as shipped")
 VARIANTS = [
     Case("CPU shares: all equal", shares=dict.fromkeys(ALL, 1024)),
     Case("CPU shares: crawl 128", shares={"worker-crawl": 128}),
-    Case("CPU shares: crawl 2", shares={"worker-crawl": 2}),
+    Case("CPU shares: workers 128", shares=dict.fromkeys(WORKERS, 128)),
+    Case("CPU shares: data 2048", shares=dict.fromkeys(["db", "broker", "cache"], 2048)),
     Case("prefetch multiplier 4", settings={"BENCH_PREFETCH": 4}, changed=["worker-crawl"]),
     *(
         Case(
@@ -79,7 +80,8 @@ SHARED = Case(
 
 def measure(quick: bool) -> str:
     """Give the table of all cases, with their ratios to the idle stack and to the flood alone."""
-    tasks, seconds, rounds = (300, 4, 1) if quick else (2000, 15, 2)
+    # A p99 of fewer pages or tasks says little.
+    tasks, seconds, rounds = (300, 4, 1) if quick else (2000, 45, 3)
     with stack("isolation", prepare) as project:
         say("building and starting")
         project.build()
@@ -226,4 +228,4 @@ def p99(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(__doc__, measure)
+    main(__doc__, measure, longest=2400)
