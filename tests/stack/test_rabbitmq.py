@@ -39,12 +39,16 @@ def test_each_queues_tasks_are_run_by_its_own_worker(rabbitmq: Stack) -> None:
 
 
 def test_the_queues_are_quorum_queues_with_one_consumer_each(rabbitmq: Stack) -> None:
-    listed = rabbitmq.compose(
-        "exec", "--no-TTY", "broker",
-        "rabbitmqctl", "list_queues", "--quiet", "--no-table-headers", "name", "type", "consumers",
-    )  # fmt: skip
-    rows = {name: rest for name, *rest in map(str.split, listed.splitlines())}
-    assert {queue: rows[queue] for queue in QUEUES} == {queue: ["quorum", "1"] for queue in QUEUES}
+    def rows() -> dict[str, list[str]]:
+        listed = rabbitmq.compose(
+            "exec", "--no-TTY", "broker",
+            "rabbitmqctl", "list_queues", "--quiet", "--no-table-headers", "name", "type", "consumers",
+        )  # fmt: skip
+        found = {name: rest for name, *rest in map(str.split, listed.splitlines())}
+        return {queue: found[queue] for queue in QUEUES}
+
+    # RabbitMQ counts them every few seconds.
+    wait_for("one each", lambda: rows() == {queue: ["quorum", "1"] for queue in QUEUES})
 
 
 def test_a_countdown_waits_in_the_broker_and_then_runs_once(rabbitmq: Stack) -> None:
