@@ -138,6 +138,31 @@ def test_a_delay_beyond_the_visibility_timeout_runs_once_and_not_too_early(ledge
     assert ledger.ask("started", "retry") == ["2"]
 
 
+def test_a_full_broker_refuses_orders_and_lets_workers_go_on(stack: Stack, ledger: Ledger) -> None:
+    def order() -> requests.Response:
+        return requests.post(f"{stack.url}/ledger/order/full-{time.time_ns()}", timeout=60)
+
+    def since() -> dict[str, str]:
+        found = stack.containers()
+        return {name: found[name].attrs["State"]["StartedAt"] for name in (WORKER, "beat", "web-a")}
+
+    ledger.send("work", "beside-full", 20, 1)
+    ledger.wait_for_progress("beside-full")
+    before = since()
+    with faults.full_broker(stack):
+        # The broker itself takes a moment to see it.
+        wait_for("the first refusal", lambda: order().status_code != 202)
+        refused = order()
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"] == "The task queue is away. Try again in a minute."
+        verdict = ledger.drain("beside-full", seconds=60)
+        assert (verdict.accepted, verdict.lost, verdict.doubled) == (20, 0, 0)
+    wait_for("orders are taken", lambda: order().status_code == 202)
+    assert ledger.drain("full", seconds=RETURN).lost == 0
+    assert since() == before
+    wait_until_healthy(stack)
+
+
 def test_a_broker_outage_loses_no_order_that_was_accepted(stack: Stack, ledger: Ledger) -> None:
     def order(number: int) -> requests.Response:
         time.sleep(number * 0.5)

@@ -1,9 +1,11 @@
 """RabbitMQ as the broker: quorum queues; results stay in Redis."""
 
+import time
 from typing import Any
 
 from celery.contrib.migrate import State, move
 from kombu import Exchange, Message, Queue
+from kombu.exceptions import OperationalError
 from kombu.transport.base import StdChannel
 
 from .environment import env
@@ -73,7 +75,35 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
     return {
         "confirm_publish": True,  # a task is accepted when the broker says so
         "connect_retries_timeout": patience,
+        "on_blocked": refuse,
+        "read_timeout": 5,  # seconds; a full broker does not even answer who takes leave
     }
+
+
+REST = 15  # seconds in which nothing is sent after RabbitMQ has said that it is full
+FULL = "RabbitMQ takes no tasks now: its memory or its disk is full."
+blocked = -float("inf")  # when it said so last, by time.monotonic()
+
+
+def refuse(reason: str) -> None:
+    """
+    Raise kombu's OperationalError for a sender that RabbitMQ would let wait until it has room.
+
+    It may still do what this sender had sent just before: https://www.rabbitmq.com/docs/alarms
+    """
+    global blocked
+    blocked = time.monotonic()
+    raise OperationalError(FULL)
+
+
+def check_room() -> None:
+    """Raise the same at once for those who come next: on that connection they would wait, too."""
+    if time.monotonic() < blocked + REST:
+        raise OperationalError(FULL)
+
+
+# What differs for events: a worker must not wait for the broker to confirm what only Flower reads.
+EVENT_OPTIONS: dict[str, object] = {"confirm_publish": False, "on_blocked": None}
 
 
 def send_back() -> State:

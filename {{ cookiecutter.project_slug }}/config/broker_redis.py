@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,8 @@ from celery import current_app
 from celery.signals import before_task_publish
 from django.utils import timezone
 from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from .environment import env
 
@@ -42,6 +45,35 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         "socket_timeout": 5,  # a broker that is paused or cut off must not hold up the event loop
         "socket_keepalive": True,
     }
+
+
+EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
+
+ROOM = 0.9  # of Redis' memory is for senders; the rest is the workers', to note what they take
+LOOK = {"socket_timeout": 1, "socket_connect_timeout": 1}  # seconds
+looked = 0.0  # at the memory, by time.monotonic()
+full = False
+
+
+def check_room() -> None:
+    """
+    Raise kombu's OperationalError when Redis is so full that only workers may write.
+
+    At its limit Redis refuses every write; a worker then loses the task that it cannot note, and
+    ends, so that nothing makes room. Each process that sends looks once a second.
+    """
+    global looked, full
+    if time.monotonic() > looked + 1:
+        looked, full = time.monotonic(), False
+        connection = current_app.connection_for_write(transport_options=LOOK)
+        # When Redis is away, whoever sends finds out.
+        with suppress(OperationalError, RedisError), connection:
+            channel = connection.ensure_connection(max_retries=1, timeout=1).default_channel
+            with channel.conn_or_acquire() as client:
+                memory = client.info("memory")
+            full = 0 < memory["maxmemory"] * ROOM < memory["used_memory"]
+    if full:
+        raise OperationalError("Redis takes no tasks now: its memory is nearly full.")
 
 
 AGE_UNKNOWN = ""  # nothing to explain: the function below knows it

@@ -5,6 +5,8 @@ from celery.worker import consumer
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Entry
 
+from . import broker
+
 
 class Consumer(consumer.Consumer):
     """
@@ -18,6 +20,13 @@ class Consumer(consumer.Consumer):
     hub: Hub
     _flush_events: Callable[[], Any]
     next_flush: Entry | None = None
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        """Connect for events, of which the broker need not confirm each one."""
+        connection = self.app.connection_for_write(
+            url=url, heartbeat=heartbeat, transport_options=broker.EVENT_OPTIONS
+        )
+        return self.ensure_connected(connection)
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]
         """Flush soon, unless that is due already."""

@@ -14,6 +14,10 @@ from kombu.exceptions import OperationalError
 
 from core import logs
 
+from . import broker
+
+CONFIRM_TIMEOUT = 10  # seconds that a broker may take to confirm a task, if it does that
+
 logger = get_task_logger(__name__)
 
 
@@ -56,6 +60,10 @@ class Task(DjangoTask):
         It is the one error to catch. Celery raises others too, such as RuntimeError when Redis ends
         between two attempts to prepare for the result.
         """
+        sends_itself_again = self.request.id and kwargs.get("task_id") == self.request.id
+        if not sends_itself_again and not self.app.conf.task_always_eager:
+            broker.check_room()
+        kwargs.setdefault("confirm_timeout", CONFIRM_TIMEOUT)
         try:
             return super().apply_async(*args, **kwargs)
         except QueueNotFound:  # a KeyError, which kombu takes for a lost connection to Redis
