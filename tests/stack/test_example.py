@@ -37,7 +37,7 @@ def test_production_crawls_nothing_by_itself(production: Stack) -> None:
 def mail(production: Stack) -> Iterator[Container]:
     """The mail server that the stack's .env names."""
     tag = f"{production.slug}-mail"
-    production.docker.images.build(path=str(Path(__file__).parent / "mail"), tag=tag)
+    production.docker.images.build(rm=True, path=str(Path(__file__).parent / "mail"), tag=tag)
     container = production.docker.containers.create(tag, name=tag)
     try:
         network = production.docker.networks.get(f"{production.slug}_outside")

@@ -173,7 +173,7 @@ def sentry(production: Stack) -> Iterator[Container]:
     tag = f"{production.slug}-sentry"
     env = production.folder / ".env"
     before = env.read_text()
-    production.docker.images.build(path=str(Path(__file__).parent / "sentry"), tag=tag)
+    production.docker.images.build(rm=True, path=str(Path(__file__).parent / "sentry"), tag=tag)
     container = production.docker.containers.create(tag, name=tag)
     try:
         for network in ("edge", "outside"):
