@@ -68,7 +68,8 @@ def check_room() -> None:
         connection = current_app.connection_for_write(transport_options=LOOK)
         # When Redis is away, whoever sends finds out.
         with suppress(OperationalError, RedisError), connection:
-            channel = connection.ensure_connection(max_retries=1, timeout=1).default_channel
+            connection.ensure_connection(max_retries=1, timeout=1)
+            channel: Any = connection.default_channel
             with channel.conn_or_acquire() as client:
                 memory = client.info("memory")
             full = 0 < memory["maxmemory"] * ROOM < memory["used_memory"]
