@@ -287,6 +287,9 @@ CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_WORKER_CONSUMER = "config.consumer:Consumer"
 
 CELERY_BEAT_SCHEDULER = "config.scheduler:Scheduler"
+# Write down what was sent at once, or a beat that is killed sends it again when it is back.
+# https://docs.celeryq.dev/en/stable/userguide/configuration.html#beat-sync-every
+CELERY_BEAT_SYNC_EVERY = 1
 CELERY_BEAT_SCHEDULE = {
     "clear-sessions": {"task": "core.tasks.clear_sessions", "schedule": 24 * 3600},
 }
