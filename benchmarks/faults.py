@@ -239,7 +239,8 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
         stack = ledger_stack(Path(folder), broker=broker)
         with (stack.folder / "config/settings.py").open("a") as file:
             file.write(SCHEDULE + {"defaults": DEFAULTS, PROPOSED: TRANSPORT}.get(settings, ""))
-        shutil.copy(ROOT / "benchmarks/atomic_take.py", stack.folder / "config")
+        if settings == PROPOSED:
+            shutil.copy(ROOT / "benchmarks/atomic_take.py", stack.folder / "config")
         if settings == "defaults":
             stack.edit("config/celery.py", ', task_cls="config.task:Task"', "")
         try:
