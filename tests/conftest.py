@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,12 @@ from tests.stack.stack import LAPTOP, PRODUCTION, Stack
 LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """
     Keep together, for pytest-xdist's loadgroup, what shares a stack; order the groups.
+
+    The order comes last, because with "-p randomly" pytest-randomly shuffles all tests.
 
     What uses the browser is marked: chromium gives up what it loads whenever this machine gets
     another network, as with each stack that starts (net::ERR_NETWORK_CHANGED).
@@ -38,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         else:
             group = folder(item)
         item.add_marker(pytest.mark.xdist_group(group))
+    yield
     items.sort(key=lambda item: LONGEST_FIRST.index(folder(item)))
 
 
