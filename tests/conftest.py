@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests import evidence
 from tests.stack.stack import LAPTOP, PRODUCTION, Stack
 
 # Each runs in one process and the longest begin first, so that none is waited for at the end.
 LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have tests that fail explain themselves."""
+    config.pluginmanager.register(evidence)
 
 
 @pytest.hookimpl(wrapper=True)

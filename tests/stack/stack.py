@@ -16,7 +16,9 @@ import docker
 import requests
 from docker.models.containers import Container
 
+from tests import evidence
 from tests.baking import bake
+from tests.evidence import step
 
 LAPTOP = ""
 PRODUCTION = "compose.yaml:compose.production.yaml"
@@ -33,13 +35,16 @@ def wait_for(what: str, look: Callable[[], Any], seconds: float = 30) -> Any:
     """Call `look` until its answer is true and return that; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.1  # and longer each time: to look costs, a "docker exec" some 0.2 CPU seconds
-    while True:
-        answer = look()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what} (last: {answer!r})"
-        time.sleep(pause)
-        pause = min(1, 1.5 * pause)
+    with step(f"wait for {what}"):
+        while True:
+            answer = look()
+            if answer:
+                return answer
+            assert time.monotonic() < deadline, (
+                f"not within {seconds:g} s: {what} (last: {answer!r})"
+            )
+            time.sleep(pause)
+            pause = min(1, 1.5 * pause)
 
 
 class Stack:
@@ -112,15 +117,17 @@ class Stack:
 
     def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
         """Run `docker compose` as a person types it; return what it printed."""
-        done = subprocess.run(
-            ["docker", "compose", "--progress", "quiet", *arguments],
-            cwd=self.folder,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        with step(f"docker compose {' '.join(arguments)}", self) as notes:
+            done = subprocess.run(
+                ["docker", "compose", "--progress", "quiet", *arguments],
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+            notes += [f"exit {done.returncode}"] if done.returncode else []
         if check and done.returncode:
             raise AssertionError(
                 f"docker compose {' '.join(arguments)}: {done.stdout}{done.stderr}"
@@ -129,16 +136,18 @@ class Stack:
 
     def shell(self, script: str, timeout: float = 300, **environment: str) -> str:
         """Run lines of a shell in the project's folder as a person types them; return the output."""
-        done = subprocess.run(
-            ["bash", "-e", "-c", script],
-            cwd=self.folder,
-            env=self.environment() | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
+        with step(script, self) as notes:
+            done = subprocess.run(
+                ["bash", "-e", "-c", script],
+                cwd=self.folder,
+                env=self.environment() | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
+            )
+            notes += [f"exit {done.returncode}"] if done.returncode else []
         assert done.returncode == 0, f"{script}\n{done.stdout}"
         return done.stdout
 
@@ -150,12 +159,8 @@ class Stack:
         return [line.strip() for block in blocks for line in block.splitlines()]
 
     def up(self, *arguments: str) -> None:
-        """Start everything and wait until it is healthy; on failure show the logs."""
-        try:
-            self.compose("up", "--detach", "--wait", *arguments)
-        except AssertionError as error:
-            logs = self.compose("logs", "--tail", "30", check=False)
-            raise AssertionError(f"{error}\n{logs}") from None
+        """Start everything and wait until it is healthy."""
+        self.compose("up", "--detach", "--wait", *arguments)
         proxy = self.containers().get("proxy")
         if proxy and proxy.status == "running" and not self.engine:
             # When both webs have new addresses at once, nginx needs a moment to hear of them.
@@ -170,6 +175,7 @@ class Stack:
 
     def remove(self) -> None:
         """Remove containers, volumes, networks and images of this project."""
+        evidence.keep_before_removal()
         self.compose(
             "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3", check=False
         )
@@ -181,6 +187,7 @@ class Stack:
 
     def containers(self) -> dict[str, Container]:
         """Return the containers by the name of their service, one-shots included."""
+        evidence.involve(self)
         label = f"com.docker.compose.project={self.slug}"
         found = self.docker.containers.list(all=True, filters={"label": label})
         return {container.labels["com.docker.compose.service"]: container for container in found}
@@ -217,4 +224,13 @@ class Stack:
     def get(self, path: str, **options: Any) -> requests.Response:
         """GET through the proxy, without following redirects."""
         options.setdefault("allow_redirects", False)
-        return requests.get(self.url + path, timeout=15, **options)
+        with step(f"GET {path}", self) as notes:
+            answer = requests.get(self.url + path, timeout=15, **options)
+            notes.append(str(answer.status_code))
+        return answer
+
+    def evidence(self) -> dict[str, str]:
+        """Return how the containers are, and the end of each one's log."""
+        label = f"com.docker.compose.project={self.slug}"
+        found = self.docker.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+        return evidence.of_containers(found)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import requests
 
+from tests.evidence import step
 from tests.stack.stack import PRODUCTION, Stack, wait_for
 from tests.systemd.machine import Vm, docker
 
@@ -70,8 +71,10 @@ class ProductionVm(Vm):
 
     def ops(self, command: str, *arguments: str, code: int = 0) -> str:
         """Run a command of ops/ on the laptop; return what it said. It must end with `code`."""
-        with self.start_ops(command, *arguments) as process:
-            said, _ = process.communicate(timeout=600)
+        with step(f"ops/{command} {' '.join(arguments)}", self) as notes:
+            with self.start_ops(command, *arguments) as process:
+                said, _ = process.communicate(timeout=600)
+            notes.append(f"exit {process.returncode}")
         assert process.returncode == code, said
         return said
 

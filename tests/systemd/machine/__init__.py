@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests import evidence
+from tests.evidence import step
 from tests.stack.stack import PRODUCTION, Stack, wait_for
 
 from .look import ROLES
@@ -23,13 +25,15 @@ State = dict[str, dict[str, dict[str, Any]]]
 
 def docker(*arguments: str, timeout: float = 300, check: bool = True) -> str:
     """Run docker on this machine and return what it printed."""
-    done = subprocess.run(
-        ["docker", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    with step(f"docker {' '.join(arguments)}") as notes:
+        done = subprocess.run(
+            ["docker", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        notes += [f"exit {done.returncode}"] if done.returncode else []
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}")
     return done.stdout
@@ -72,6 +76,7 @@ class Vm:
 
     def remove(self) -> None:
         """Remove the machine, its disk and every image that was built for it."""
+        evidence.keep_before_removal()
         docker("rm", "--force", "--volumes", self.name, check=False)
         docker("volume", "rm", "--force", self.name, check=False)
         docker("image", "rm", "--force", self.name, check=False)
@@ -79,7 +84,21 @@ class Vm:
 
     def run(self, *command: str, timeout: float = 300, check: bool = True) -> str:
         """Run a command as root and return what it printed."""
+        evidence.involve(self)
         return docker("exec", self.name, *command, timeout=timeout, check=check)
+
+    def evidence(self) -> dict[str, str]:
+        """Return how the containers inside are, the end of each one's log, and the journal's."""
+        lines = f"--tail={evidence.LINES}"
+        names = ["docker", "ps", "--all", "--format={{.Names}}"]
+        look = {"ps.txt": ["docker", "ps", "--all"]}
+        for name in docker("exec", self.name, *names, check=False).split():
+            look[f"{name}.log"] = ["sh", "-c", f"docker logs --timestamps {lines} {name} 2>&1"]
+        look["journal.txt"] = ["journalctl", f"--lines={evidence.LINES}", "--no-pager"]
+        return {
+            name: docker("exec", self.name, *command, timeout=60, check=False)
+            for name, command in look.items()
+        }
 
     def kill_engine(self) -> None:
         """SIGKILL to the engine inside, which systemd starts again; return when it answers."""
@@ -144,6 +163,7 @@ class Machine(Vm):
 
     def run(self, *command: str, timeout: float = 300, check: bool = True) -> str:
         """Run a command as root in the stack's folder and return what it printed."""
+        evidence.involve(self)
         return docker(
             "exec", "--workdir=/srv/stack", self.name, *command, timeout=timeout, check=check
         )
@@ -168,14 +188,9 @@ class Machine(Vm):
         if state := self.all_work():
             return state
         self.run("systemctl", "enable", "--now", "--quiet", *ROLES)
-        try:
-            # Without --wait, which fails for a container that is between two restarts.
-            self.compose("up", "--detach", "--no-deps", *ROLES.values())
-            return wait_for("all work", self.all_work, seconds=180)
-        except AssertionError as error:
-            logs = self.compose("logs", "--tail=20", check=False)
-            logs += self.run("journalctl", "--lines=60", "--no-pager", check=False)
-            raise AssertionError(f"{error}\n{logs}") from None
+        # Without --wait, which fails for a container that is between two restarts.
+        self.compose("up", "--detach", "--no-deps", *ROLES.values())
+        return wait_for("all work", self.all_work, seconds=180)
 
     def all_work(self) -> State | None:
         """Return the state when all eight work; else None."""
