@@ -90,6 +90,27 @@ def test_a_killed_task_is_a_failed_one_whose_arguments_are_known(
     assert inspect(production, task)["kwargs"] == '{"minutes": 1}'
 
 
+def test_an_unknown_task_is_a_failed_one_and_its_worker_goes_on(
+    production: Stack, nothing_failed: None
+) -> None:
+    started = production.containers()["worker-crawl"].attrs["State"]["StartedAt"]
+    code = (
+        "from config.celery import app;"
+        "print(app.send_task('shop.tasks.gone', (1,), {'n': 2}, queue='crawl').id)"
+    )
+    task = production.python(code)
+    wait_for("it failed", lambda: failed(production))
+    error = "UnknownTask: unknown task shop.tasks.gone"
+    assert failed(production) == [[task, "shop.tasks.gone", "crawl", error]]
+    rows = inspect(production, task)
+    assert (rows["state"], rows["args"], rows["kwargs"]) == ("FAILURE", "[1]", '{"n": 2}')
+    again = production.manage("failed", "--retry", task).split()[-1]
+    wait_for("it failed again", lambda: failed(production))
+    assert failed(production) == [[again, "shop.tasks.gone", "crawl", error]]
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
+
+
 def test_what_became_of_a_task(production: Stack) -> None:
     production.compose("stop", "worker-crawl")
     task = production.send("crawl", steps=30, pause=0.3)

@@ -25,7 +25,8 @@ class Results(RedisBackend):
         meta = super()._get_result_meta(  # type: ignore[misc]
             result, state, traceback, request, *args, **kwargs
         )
-        if state == states.FAILURE and request:
+        # Where a message was not understood, Celery passes a request that says next to nothing.
+        if state == states.FAILURE and getattr(request, "task", None):
             meta |= {
                 "name": request.task,
                 "args": request.args,

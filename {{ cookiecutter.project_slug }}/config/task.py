@@ -5,7 +5,7 @@ from typing import Any
 
 from celery import Signature
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Ignore, QueueNotFound, Reject
+from celery.exceptions import Ignore, NotRegistered, QueueNotFound, Reject
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 from django.core.cache import cache
@@ -23,6 +23,14 @@ logger = get_task_logger(__name__)
 
 class TooManyDeliveries(Exception):
     """The task was begun several times and never ended: it seems to kill whatever runs it."""
+
+
+class UnknownTask(NotRegistered):
+    """The worker has no code for the task: another release has, or the name is wrong."""
+
+    def __str__(self) -> str:
+        """Return a sentence; a KeyError has none."""
+        return f"unknown task {self.args[0]}"
 
 
 class Task(DjangoTask):
