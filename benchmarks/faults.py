@@ -169,7 +169,7 @@ FAULTS = {
 def measure(ledger: Ledger, name: str) -> dict[str, object]:
     """Let a fault happen under load; give the row of it."""
     fault, key = FAULTS[name], f"{name}-{time.time_ns()}"
-    wait_until_healthy(ledger.stack, 120)
+    wait_until_healthy(ledger.stack)
     with ThreadPoolExecutor(1) as pool:
         load = (fault.count, fault.seconds)
         sender = pool.submit(ledger.send, "work", key, *load, pause=fault.pause)
@@ -178,7 +178,7 @@ def measure(ledger: Ledger, name: str) -> dict[str, object]:
         sender.result()
     healthy = True
     try:
-        wait_until_healthy(ledger.stack, 120)
+        wait_until_healthy(ledger.stack)
     except AssertionError as error:
         healthy = say(str(error)) or False
     verdict = drain(ledger, key)

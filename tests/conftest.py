@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests import evidence
-from tests.stack.stack import LAPTOP, PRODUCTION, Stack
+from tests.stack.stack import LAPTOP, PATIENCE, PRODUCTION, Stack
 
 # Each runs in one process and the longest begin first, so that none is waited for at the end.
 LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
@@ -108,6 +108,7 @@ def page(browser: Browser, requests_seen: list[str]) -> Iterator[Page]:
     """A page of its own, which must not log an error to the console."""
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
     errors: list[str] = []
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))

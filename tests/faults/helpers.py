@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docker.models.containers import Container
 
-from tests.stack.stack import PRODUCTION, Stack, wait_for
+from tests.stack.stack import PATIENCE, PRODUCTION, Stack, wait_for
 
 WORKER = "worker-crawl"  # which all tasks of the ledger go to
 TIME_LIMIT = 10  # seconds; small, because lost tasks return after twice as long
@@ -99,6 +99,10 @@ class Ledger:
 
         return wait_for("an answer of the database", answer).split("|")
 
+    def started(self, key: str) -> int:
+        """Count how often the tasks that count that were begun."""
+        return int(self.ask("coalesce(sum(started), 0)", key)[0])
+
     def done(self, key: str) -> int:
         """Count the tasks that are done."""
         return int(self.ask("count(*) FILTER (WHERE done > 0)", key)[0])
@@ -113,21 +117,21 @@ class Ledger:
         )
         return Verdict(int(accepted), int(lost), int(doubled), float(longest))
 
-    def drain(self, key: str, seconds: float) -> Verdict:
+    def drain(self, key: str, seconds: float = PATIENCE) -> Verdict:
         """Wait until every accepted task is done, at most `seconds`; then judge."""
         deadline = time.monotonic() + seconds
         while (verdict := self.judge(key)).lost and time.monotonic() < deadline:
             time.sleep(1)
         return verdict
 
-    def wait_for_progress(self, key: str, more: int = 2, seconds: float = 90) -> None:
-        """Wait until `more` tasks are done than now; AssertionError after `seconds`."""
+    def wait_for_progress(self, key: str, more: int = 2) -> None:
+        """Wait until `more` tasks are done than now."""
         goal = self.done(key) + more
-        wait_for(f"{goal} tasks done", lambda: self.done(key) >= goal, seconds)
+        wait_for(f"{goal} tasks done", lambda: self.done(key) >= goal)
 
 
-def wait_until_healthy(stack: Stack, seconds: float = 90) -> None:
-    """Wait until every service but the one-shots is healthy; AssertionError after `seconds`."""
+def wait_until_healthy(stack: Stack) -> None:
+    """Wait until every service but the one-shots is healthy."""
 
     label = f"com.docker.compose.project={stack.slug}"
 
@@ -138,9 +142,9 @@ def wait_until_healthy(stack: Stack, seconds: float = 90) -> None:
         return {service: state for service, state in states.items() if "(healthy)" not in state}
 
     try:
-        wait_for("all healthy", lambda: not ill(), seconds)
-    except AssertionError:
-        raise AssertionError(f"not healthy after {seconds:g} s: {ill()}") from None
+        wait_for("all healthy", lambda: not ill())
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {ill()}") from None
 
 
 def judge_after(
@@ -151,19 +155,21 @@ def judge_after(
     seconds: float = SECONDS,
 ) -> Verdict:
     """
-    Let faults happen one after the other while `count` tasks run; judge once all is well.
+    Let faults happen one after the other while tasks of `seconds` run; judge once all is well.
 
-    Each task takes `seconds`. What is not done when the last that a fault held back would be, is
-    lost: nothing may be stuck for longer.
+    Before each fault so many are sent that `count` wait: however slow this machine is, the fault
+    comes when there is work to lose.
     """
-    ledger.send("work", key, count, seconds)
-    for happening in happenings:
+    sent = 0
+    for number, happening in enumerate(happenings):
+        missing = count - (sent - ledger.done(key))
+        ledger.send("work", f"{key}-{number}", missing, seconds)
+        sent += missing
         ledger.wait_for_progress(key)
         happening(ledger.stack)
-    assert ledger.done(key) < count, "the last fault came when there was nothing left to do"
     ledger.wait_for_progress(key)
     wait_until_healthy(ledger.stack)
-    verdict = ledger.drain(key, seconds=RETURN + SWEEP + count * seconds)
-    assert verdict.accepted == count
+    verdict = ledger.drain(key)
+    assert verdict.accepted == sent
     print(key, verdict)
     return verdict

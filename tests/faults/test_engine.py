@@ -45,12 +45,12 @@ class EngineVm(Vm):
     def restart_engine(self) -> None:
         """Restart the engine, which stops its containers first; return when all are healthy."""
         self.run("systemctl", "restart", "docker", timeout=300)
-        wait_until_healthy(self.stack, seconds=180)
+        wait_until_healthy(self.stack)
 
     def crash_engine(self) -> None:
         """Kill the engine, and its containers with it; return when all are healthy."""
         self.kill_engine()
-        wait_until_healthy(self.stack, seconds=180)
+        wait_until_healthy(self.stack)
 
     def remove(self) -> None:
         """Remove the machine, and the images it was made from."""

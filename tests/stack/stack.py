@@ -22,6 +22,9 @@ from tests.evidence import step
 
 LAPTOP = ""
 PRODUCTION = "compose.yaml:compose.production.yaml"
+# Seconds after which what has not happened is a failure. No test depends on it: a busy machine only
+# makes the tests slower.
+PATIENCE = 180
 
 
 def free_port() -> int:
@@ -31,7 +34,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def wait_for(what: str, look: Callable[[], Any], seconds: float = 30) -> Any:
+def wait_for(what: str, look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Call `look` until its answer is true and return that; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     pause = 0.1  # and longer each time: to look costs, a "docker exec" some 0.2 CPU seconds
@@ -115,7 +118,7 @@ class Stack:
             f'urlpatterns = [\n    path("{app.name}/", include("{app.name}.urls")),\n',
         )
 
-    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> str:
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 600) -> str:
         """Run `docker compose` as a person types it; return what it printed."""
         with step(f"docker compose {' '.join(arguments)}", self) as notes:
             done = subprocess.run(
@@ -134,7 +137,7 @@ class Stack:
             )
         return done.stdout if check else done.stdout + done.stderr
 
-    def shell(self, script: str, timeout: float = 300, **environment: str) -> str:
+    def shell(self, script: str, timeout: float = 600, **environment: str) -> str:
         """Run lines of a shell in the project's folder as a person types them; return the output."""
         with step(script, self) as notes:
             done = subprocess.run(
@@ -205,9 +208,16 @@ class Stack:
         return self.manage("shell", "--no-imports", "--command", code).strip()
 
     def inspect(self, method: str) -> dict[str, Any]:
-        """Ask the running workers through `celery inspect METHOD`."""
+        """Ask the running workers through `celery inspect METHOD`, and wait until each replied."""
+        running = [name for name, found in self.containers().items() if found.status == "running"]
+        nodes = [
+            f"{name.removeprefix('worker-')}@{self.slug}"
+            for name in running
+            if name.startswith("worker-")
+        ]
         printed = self.compose(
-            "exec", "--no-TTY", "web-a", "celery", "-A", "config", "inspect", method, "--json"
+            *("exec", "--no-TTY", "web-a", "celery", "-A", "config", "inspect", method, "--json"),
+            *(f"--timeout={PATIENCE}", f"--destination={','.join(nodes)}"),
         )
         return json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
 
@@ -216,7 +226,7 @@ class Stack:
         code = f"from core.tasks import sample; print(sample.apply_async(kwargs={kwargs!r}, queue={queue!r}).id)"
         return self.python(code)
 
-    def result(self, task_id: str, timeout: float = 20) -> str:
+    def result(self, task_id: str, timeout: float = PATIENCE) -> str:
         """Wait up to `timeout` seconds for the result of a task."""
         code = f"from config.celery import app; print(app.AsyncResult({task_id!r}).get(timeout={timeout}))"
         return self.python(code)
@@ -225,7 +235,7 @@ class Stack:
         """GET through the proxy, without following redirects."""
         options.setdefault("allow_redirects", False)
         with step(f"GET {path}", self) as notes:
-            answer = requests.get(self.url + path, timeout=15, **options)
+            answer = requests.get(self.url + path, timeout=60, **options)
             notes.append(str(answer.status_code))
         return answer
 

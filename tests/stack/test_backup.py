@@ -40,7 +40,7 @@ def restore(stack: Stack, file: Path, *options: str) -> None:
 
 def upload(stack: Stack, name: str, content: str) -> str:
     """Store a media file; return its address."""
-    answer = requests.post(f"{stack.url}/probe/upload", files={"file": (name, content)}, timeout=15)
+    answer = requests.post(f"{stack.url}/probe/upload", files={"file": (name, content)}, timeout=60)
     return answer.json()["url"]
 
 

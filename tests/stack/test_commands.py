@@ -113,16 +113,20 @@ def test_an_unknown_task_is_a_failed_one_and_its_worker_goes_on(
 
 def test_what_became_of_a_task(production: Stack) -> None:
     production.compose("stop", "worker-crawl")
-    task = production.send("crawl", steps=30, pause=0.3)
+    task = production.send("crawl", steps=60, pause=0.3)
     assert "it waits in its queue" in production.manage("inspect_task", task)
     production.containers()["worker-crawl"].start()
-    wait_for("it runs", lambda: inspect(production, task).get("state") == "running")
-    rows = inspect(production, task)
+
+    def running() -> dict[str, str] | None:
+        rows = inspect(production, task)
+        return rows if rows.get("state") == "running" else None
+
+    rows = wait_for("it runs", running)
     assert rows["task"] == "core.tasks.sample"
     assert rows["queue"] == "crawl"
     assert rows["worker"] == f"crawl@{production.slug}"
-    assert rows["kwargs"] == '{"steps": 30, "pause": 0.3}'
-    assert "'steps': 30" in rows["progress"]
+    assert rows["kwargs"] == '{"steps": 60, "pause": 0.3}'
+    assert "'steps': 60" in rows["progress"]
     started = time.strptime(rows["started"], "%Y-%m-%d %H:%M:%S")
     production.result(task)
     rows = inspect(production, task)

@@ -86,7 +86,7 @@ def test_a_changed_task_is_used_within_seconds(laptop: Stack) -> None:
 
 
 def test_a_running_task_ends_before_its_worker_takes_the_changed_code(laptop: Stack) -> None:
-    running = laptop.send("crawl", steps=60)  # 18 s
+    running = laptop.send("crawl", steps=100)  # 30 s
     state = f"from config.celery import app; print(app.AsyncResult({running!r}).state)"
     wait_for("its start", lambda: laptop.python(state) == "PROGRESS")
     laptop.edit("core/tasks.py", "Done by", "Changed by")

@@ -86,7 +86,7 @@ def test_every_line_is_an_object_from_the_start_on(production: Stack) -> None:
     production.compose("restart", "--timeout", "60", *services)
     wait_for("all healthy", lambda: {production.health(name) for name in services} == {"healthy"})
     production.get("/probe/again")
-    requests.post(f"{production.url}/probe/fail", data={"mail": "x"}, timeout=15)
+    requests.post(f"{production.url}/probe/fail", data={"mail": "x"}, timeout=60)
     production.result(production.send("notify", steps=1))
     # As docs/logs.md says: nginx's own troubles, and what Celery prints when it is told to stop.
     plain = {
@@ -203,7 +203,7 @@ def test_errors_of_a_view_and_of_a_task_arrive_and_tell_nothing_of_the_user(
         data={"mail": "of-the-form"},
         cookies={"session": "of-the-cookie"},
         auth=("user", "of-the-header"),
-        timeout=15,
+        timeout=60,
     )
     assert answer.status_code == 500
     wait_for("both", lambda: len(events()) >= 2)

@@ -16,7 +16,7 @@ from .stack import Stack, wait_for
 KNOWN_HOST = "localhost"
 
 
-def raw(production: Stack, request: str, seconds: float = 15) -> str:
+def raw(production: Stack, request: str, seconds: float = 60) -> str:
     """Send bytes that no library would; return what comes until the proxy closes or is silent."""
     with socket.create_connection(("127.0.0.1", production.port), timeout=seconds) as connection:
         connection.sendall(request.encode("latin-1"))
@@ -38,7 +38,7 @@ def untidied(production: Stack, path: str) -> requests.Response:
     """GET a path as it is, which requests would tidy."""
     request = requests.Request("GET", production.url).prepare()
     request.url = production.url + path
-    return requests.Session().send(request, allow_redirects=False, timeout=15)
+    return requests.Session().send(request, allow_redirects=False, timeout=60)
 
 
 def from_inside(production: Stack, method: str, path: str, count: int) -> list[tuple[int, str]]:
@@ -60,7 +60,7 @@ print(json.dumps(found))
 def upload(production: Stack, name: str, content: bytes) -> requests.Response:
     """Store a file as media; return what a visitor gets of it."""
     files = {"file": (name, io.BytesIO(content))}
-    sent = requests.post(f"{production.url}/probe/upload", files=files, timeout=15)
+    sent = requests.post(f"{production.url}/probe/upload", files=files, timeout=60)
     return production.get(sent.json()["url"])
 
 
@@ -71,14 +71,14 @@ def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
     for path in ("", "workers", "tasks", "broker", "api/workers", "api/tasks", "api/queues/length"):
         assert production.get(f"/flower/{path}").status_code == 401, path
     for path in ("worker/shutdown/default", "task/apply/core.tasks.sample", "worker/pool/grow/x"):
-        answer = requests.post(f"{production.url}/flower/api/{path}", timeout=15)
+        answer = requests.post(f"{production.url}/flower/api/{path}", timeout=60)
         assert answer.status_code == 401, path
     task = "00000000-0000-0000-0000-000000000000"
     for path in ("/", "/live/", f"/sample/{task}/", "/admin/", "/admin/auth/user/add/"):
         answer = production.get(path)
         assert answer.status_code == 302, path
         assert answer.headers["Location"].startswith("/admin/login/?next="), path
-    assert requests.post(f"{production.url}/sample/", timeout=15).status_code == 403
+    assert requests.post(f"{production.url}/sample/", timeout=60).status_code == 403
     for path in ("/.env", "/.git/config", "/compose.yaml", "/config/settings.py", "/__debug__/"):
         assert production.get(path).status_code == 404, path
     assert production.get("/healthz").text == "ok"
@@ -90,24 +90,31 @@ def test_another_site_cannot_use_a_logged_in_flower(production: Stack) -> None:
     url = f"{production.url}/flower/api/task/async-apply/core.tasks.sample"
     elsewhere = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
     answers = [
-        requests.post(url, data='{"args": []}', auth=auth, headers=headers, timeout=15).status_code
+        requests.post(url, data='{"args": []}', auth=auth, headers=headers, timeout=60).status_code
         for headers in (elsewhere, {})
     ]
     assert answers == [403, 200]
 
 
 def test_guessing_passwords_is_slowed_down(production: Stack) -> None:
-    answers = from_inside(production, "POST", "/admin/login/", 40)
+    begun = time.monotonic()
+    answers = from_inside(production, "POST", "/admin/login/", 60)
     let_through = [code for code, _ in answers if code != 429]
-    assert 11 <= len(let_through) <= 20
+    # Ten at once, and 20 per minute.
+    assert 11 <= len(let_through) <= 12 + (time.monotonic() - begun) / 3
     assert set(let_through) == {403}  # they lack a CSRF token
     assert {code for code, _ in answers[:11]} == {403}
-    assert "Too many requests came from your address; try again in a minute." in answers[-1][1]
+    (words,) = {text for code, text in answers if code == 429}
+    assert "Too many requests came from your address; try again in a minute." in words
     assert {code for code, _ in from_inside(production, "GET", "/admin/login/", 3)} == {200}
-    answer = requests.post(f"{production.url}/admin/login/", timeout=15)
+    answer = requests.post(f"{production.url}/admin/login/", timeout=60)
     assert answer.status_code == 403  # another address
+    begun = time.monotonic()
     answers = [code for code, _ in from_inside(production, "GET", "/flower/", 300)]
-    assert set(answers) == {401, 429}
+    let_through = [code for code in answers if code != 429]
+    # Fifty at once, and five per second.
+    assert 51 <= len(let_through) <= 52 + (time.monotonic() - begun) * 5
+    assert set(let_through) == {401}
     assert answers[:50] == [401] * 50
 
 
@@ -163,7 +170,7 @@ def test_no_redirect_leads_to_another_site(production: Stack) -> None:
     production.python(create)
     for target in ("https://evil.example/", "//evil.example/", "/\\evil.example/"):
         session = requests.Session()
-        page = session.get(f"{production.url}/admin/login/", timeout=15)
+        page = session.get(f"{production.url}/admin/login/", timeout=60)
         form = {
             "username": "traveller",
             "password": "correct-horse-battery",
@@ -172,7 +179,7 @@ def test_no_redirect_leads_to_another_site(production: Stack) -> None:
                 r'name="csrfmiddlewaretoken" value="(\w+)"', page.text
             )[1],
         }
-        answer = session.post(page.url, data=form, timeout=15, allow_redirects=False)
+        answer = session.post(page.url, data=form, timeout=60, allow_redirects=False)
         assert (answer.status_code, answer.headers["Location"]) == (302, "/"), target
     for path in ("//evil.example/admin", "/%2fevil.example/admin", "/\\evil.example"):
         where = untidied(production, path).headers.get("Location", "/")
@@ -192,7 +199,7 @@ def test_what_is_too_large_is_refused(production: Stack) -> None:
     assert production.get("/healthz?" + "x" * 64_000).status_code == 414
     fields = {str(number): "x" for number in range(1001)}
     url = f"{production.url}/probe/upload"
-    assert requests.post(url, data=fields, timeout=15).status_code == 400
+    assert requests.post(url, data=fields, timeout=60).status_code == 400
     claim = "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
     assert status(raw(production, claim)) == 413
 
@@ -201,7 +208,7 @@ def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Sta
     def begin(text: str, count: int) -> list[socket.socket]:
         connections = []
         for _ in range(count):
-            connection = socket.create_connection(("127.0.0.1", production.port), timeout=15)
+            connection = socket.create_connection(("127.0.0.1", production.port), timeout=60)
             connection.sendall(text.encode())
             connections.append(connection)
         return connections
@@ -222,9 +229,8 @@ def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Sta
         assert len(refused) == 30
         # From elsewhere the site answers meanwhile.
         assert from_inside(production, "GET", "/healthz", 5) == [(200, "ok")] * 5
-        assert answered(headers) == []
-        wait_for("the end of slow headers", all_ended(headers), seconds=60)
-        wait_for("the end of slow bodies", all_ended(bodies), seconds=90)
+        wait_for("the end of slow headers", all_ended(headers))
+        wait_for("the end of slow bodies", all_ended(bodies))
     finally:
         for connection in [*headers, *bodies]:
             connection.close()

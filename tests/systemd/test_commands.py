@@ -4,6 +4,8 @@ import re
 import subprocess
 from functools import partial
 
+from tests.stack.stack import PATIENCE
+
 from .document import code, table
 from .machine import Machine, both
 
@@ -38,7 +40,7 @@ def test_the_daily_commands_do_what_they_say(machine: Machine) -> None:
         (unit,), (service,) = code(systemd), code(stack)
         both(partial(run, machine, unit), partial(run, machine, service))
         expected = EFFECTS.get(what)
-        seconds = 60 if expected == "back" else 0
+        seconds = PATIENCE if expected == "back" else 0
         found = machine.outcomes(before, seconds, roles=["worker"])
         alike = dict.fromkeys(found, expected or "untouched")
         assert found == alike, what

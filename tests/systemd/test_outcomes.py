@@ -2,19 +2,23 @@
 
 import re
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 
-from tests.stack.stack import wait_for
+from tests.stack.stack import PATIENCE, wait_for
 
 from .document import table
-from .machine import ROLES, SIDES, Machine, State, docker
+from .machine import ROLES, SIDES, Machine, docker
 
 # The handlers in faults/sitecustomize.py.
 EXIT_1, EXIT_0, HOG = "RTMIN+1", "RTMIN+2", "RTMIN+3"
 # A process that came back after a stop would have done so in a tenth of it.
 STAYS = 5
+# How often each process is killed, more than systemd's own limit of 5. Both sides wait longer each
+# time, the last time for 12.8 s.
+FLAPS = 8
 
 
 def documented(fault: str) -> dict[str, str]:
@@ -35,7 +39,7 @@ def documented(fault: str) -> dict[str, str]:
 def test_a_main_process_that_ends(machine: Machine, fault: str, signal: str, ending: str) -> None:
     before, since = machine.start(), time.time()
     machine.kill(signal, *(role["pid"] for side in before.values() for role in side.values()))
-    assert machine.outcomes(before, seconds=90) == documented(fault)
+    assert machine.outcomes(before) == documented(fault)
     assert machine.look("endings", since) == {
         side: {role: [ending] for role in ROLES} for side in SIDES
     }
@@ -75,9 +79,20 @@ def runs_with(machine: Machine, policy: str) -> bool:
     return machine.run(*command) == "true\n"
 
 
+@dataclass
+class Rebooted:
+    """What a reboot left, with web and worker running before, beat stopped, flower disabled."""
+
+    running: dict[str, str]
+    stopped: dict[str, str]
+    disabled: dict[str, str]
+    policies: dict[str, bool]  # whether a container with another restart policy runs
+    logs: list[str]
+
+
 @pytest.fixture(scope="module")
-def rebooted(machine: Machine) -> State:
-    """Reboot with web and worker running, beat stopped, flower disabled; return what was before."""
+def rebooted(machine: Machine) -> Rebooted:
+    """Reboot, and look at once, whatever the tests do in between."""
     before = machine.start()
     run_with(machine, "always", "on-failure")
     machine.run("systemctl", "restart", "worker")
@@ -87,32 +102,36 @@ def rebooted(machine: Machine) -> State:
     machine.run("systemctl", "disable", "--now", "flower")
     machine.compose("rm", "--stop", "--force", "flower")
     machine.reboot()
-    return before
+    return Rebooted(
+        running=machine.outcomes(before, roles=["web", "worker"]),
+        stopped=machine.outcomes(before, roles=["beat"]),
+        disabled=machine.outcomes(before, STAYS, ["flower"]),
+        policies={policy: runs_with(machine, policy) for policy in ("always", "on-failure")},
+        logs=[
+            machine.run("journalctl", "--unit=worker", "--output=cat"),
+            machine.compose("logs", "worker-default"),
+        ],
+    )
 
 
-def test_a_reboot(machine: Machine, rebooted: State) -> None:
-    assert machine.outcomes(rebooted, 120, ["web", "worker"]) == documented("reboot")
+def test_a_reboot(rebooted: Rebooted) -> None:
+    assert rebooted.running == documented("reboot")
 
 
-def test_a_stop_and_a_reboot(machine: Machine, rebooted: State) -> None:
-    assert machine.outcomes(rebooted, 120, ["beat"]) == documented("stop, then reboot")
+def test_a_stop_and_a_reboot(rebooted: Rebooted) -> None:
+    assert rebooted.stopped == documented("stop, then reboot")
 
 
-def test_a_disable_and_a_reboot(machine: Machine, rebooted: State) -> None:
-    assert machine.outcomes(rebooted, STAYS, ["flower"]) == documented("disable, then reboot")
+def test_a_disable_and_a_reboot(rebooted: Rebooted) -> None:
+    assert rebooted.disabled == documented("disable, then reboot")
 
 
-@pytest.mark.usefixtures("rebooted")
-def test_another_policy_stays_down_after_a_reboot(machine: Machine) -> None:
-    assert [runs_with(machine, policy) for policy in ("always", "on-failure")] == [True, False]
+def test_another_policy_stays_down_after_a_reboot(rebooted: Rebooted) -> None:
+    assert rebooted.policies == {"always": True, "on-failure": False}
 
 
-@pytest.mark.usefixtures("rebooted")
-def test_the_log_outlives_a_restart_and_a_reboot(machine: Machine) -> None:
-    for log in (
-        machine.run("journalctl", "--unit=worker", "--output=cat"),
-        machine.compose("logs", "worker-default"),
-    ):
+def test_the_log_outlives_a_restart_and_a_reboot(rebooted: Rebooted) -> None:
+    for log in rebooted.logs:
         assert "worker: Warm shutdown" in log, log[-3000:]
 
 
@@ -123,16 +142,12 @@ def test_flapping(machine: Machine) -> None:
         machine.compose("restart", *ROLES.values())
     before = machine.start()
     since = time.time()
-    kills = machine.look("flap", 30, timeout=90)
+    machine.look("flap", FLAPS, timeout=PATIENCE)
     until = time.time()
     next_waits = {role: next_wait(machine, role) for role in ROLES}
-    assert machine.outcomes(before, seconds=150) == documented("flapping for 30 s")
+    assert machine.outcomes(before) == documented("flapping")
 
     for role in ROLES:
-        units, stack = (kills[side][role] for side in SIDES)
-        # More often than systemd's own limit of 5, and neither side much more often.
-        assert min(len(units), len(stack)) > 5
-        assert max(len(units), len(stack)) <= 2 * min(len(units), len(stack))
         # Both wait ever longer, beginning with 0.1 s. The engine says no figure, so its waits are
         # measured: they can be longer than they were meant to be, on a busy machine, not shorter.
         assert next_waits[role] > 1
@@ -167,16 +182,16 @@ def next_wait(machine: Machine, role: str) -> float:
 
 
 def test_after_a_good_run_the_stack_is_quick_again_and_systemd_is_not(machine: Machine) -> None:
-    while min(roles["beat"]["restarts"] for roles in machine.start().values()) < 6:
-        machine.look("flap", 15, timeout=60)
+    while min(roles["beat"]["restarts"] for roles in machine.start().values()) < FLAPS:
+        machine.look("flap", FLAPS, timeout=PATIENCE)
     before = machine.start()
     time.sleep(11)  # a good run, for the engine, is one of 10 s
 
     since = time.time()
     machine.kill("KILL", before["stack"]["beat"]["pid"])
-    assert machine.outcomes(before, 60, roles=["beat"], sides=["stack"])["stack"] == "back"
+    assert machine.outcomes(before, roles=["beat"], sides=["stack"])["stack"] == "back"
     (wait,) = pauses(machine, "beat", since, time.time())
-    # 0.1 s here, and the start; there, what the last failure before left behind.
+    # 0.1 s here, and the start, for which there are 20 s; there, what the last failure left behind.
     assert wait < at_least(before["stack"]["beat"]["restarts"])
     assert next_wait(machine, "beat") > 1
 
@@ -200,9 +215,9 @@ WantedBy=sockets.target
 
 
 @pytest.fixture(scope="module")
-def cut_off(machine: Machine) -> State:
+def cut_off(machine: Machine) -> dict[str, str]:
     """
-    Cut the power, with beat stopped afterwards; return what was before.
+    Cut the power; return what became of both sides.
 
     At the next boot somebody else has the proxy's port.
     """
@@ -216,11 +231,11 @@ def cut_off(machine: Machine) -> State:
     timer = "revive@$(systemd-escape --path /srv/stack).timer"
     machine.run("sh", "-c", f"docker compose stop proxy && systemctl enable --now {timer}")
     machine.cut_power()
-    return before
+    return machine.outcomes(before)
 
 
-def test_a_power_cut(machine: Machine, cut_off: State) -> None:
-    assert machine.outcomes(cut_off, 120) == documented("power cut")
+def test_a_power_cut(cut_off: dict[str, str]) -> None:
+    assert cut_off == documented("power cut")
 
 
 @pytest.mark.usefixtures("cut_off")
@@ -231,11 +246,11 @@ def test_what_could_not_start_at_boot_is_started_within_a_minute(machine: Machin
     machine.compose("stop", "beat")
     tried = "systemctl show --property=ExecMainStartTimestampMonotonic --value revive@srv-stack"
     first = machine.run("sh", "-c", tried)
-    wait_for("the timer tried", lambda: machine.run("sh", "-c", tried) != first, seconds=90)
+    wait_for("the timer tried", lambda: machine.run("sh", "-c", tried) != first)
     assert "address already in use" in machine.inspect("proxy")["State"]["Error"]
     assert state("proxy") != "running"
     machine.run("systemctl", "disable", "--now", "squatter.socket")
-    wait_for("the proxy is back", lambda: state("proxy") == "running", seconds=60)
+    wait_for("the proxy is back", lambda: state("proxy") == "running")
     assert state("beat") == "exited"
 
 
@@ -243,7 +258,7 @@ def test_the_engine_is_killed(machine: Machine) -> None:
     before = machine.start()
     run_with(machine, "always", "unless-stopped")
     machine.kill_engine()
-    assert machine.outcomes(before, 120, sides=["stack"]) == documented("engine killed")
+    assert machine.outcomes(before, sides=["stack"]) == documented("engine killed")
     # The other policy, which most examples have.
     assert [runs_with(machine, policy) for policy in ("always", "unless-stopped")] == [True, False]
 
@@ -251,35 +266,39 @@ def test_the_engine_is_killed(machine: Machine) -> None:
 def test_both_sides_still_run_tasks_after_all_that(machine: Machine) -> None:
     machine.start()
     for side in SIDES:
-        code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=60))"
+        code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
         assert machine.python(side, code).startswith("Done by default@")
 
 
 @pytest.fixture(scope="module")
-def ended_by_command(machine: Machine) -> State:
-    """Stop web and worker, kill beat and flower, with the commands for it; return what was before."""
+def ended_by_command(machine: Machine) -> tuple[dict[str, str], dict[str, str]]:
+    """Stop web and worker, kill beat and flower, with the commands for it; return what became."""
     before = machine.start()
     machine.run("systemctl", "stop", "web", "worker")
     machine.compose("stop", "web-a", "worker-default")
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "beat", "flower")
     machine.compose("kill", "beat", "flower")
     # What is not back on the other side by then stays down.
-    machine.outcomes(before, 60, ["beat", "flower"], sides=["systemd"])
+    machine.outcomes(before, roles=["beat", "flower"], sides=["systemd"])
     time.sleep(STAYS)
-    return before
+    return (
+        machine.outcomes(before, 0, ["web", "worker"]),
+        machine.outcomes(before, 0, ["beat", "flower"]),
+    )
 
 
-def test_a_stop(machine: Machine, ended_by_command: State) -> None:
-    assert machine.outcomes(ended_by_command, 0, ["web", "worker"]) == documented("stop")
+def test_a_stop(ended_by_command: tuple[dict[str, str], dict[str, str]]) -> None:
+    stopped, _ = ended_by_command
+    assert stopped == documented("stop")
 
 
-def test_a_kill_command(machine: Machine, ended_by_command: State) -> None:
-    expected = documented("`systemctl kill`, `docker kill`")
-    assert machine.outcomes(ended_by_command, 0, ["beat", "flower"]) == expected
+def test_a_kill_command(ended_by_command: tuple[dict[str, str], dict[str, str]]) -> None:
+    _, killed = ended_by_command
+    assert killed == documented("`systemctl kill`, `docker kill`")
 
 
 def test_each_row_of_the_document_was_shown() -> None:
-    shown = {"exit 1", "exit 0", "SIGKILL of the main process", "OOM", "flapping for 30 s", "stop"}
+    shown = {"exit 1", "exit 0", "SIGKILL of the main process", "OOM", "flapping", "stop"}
     shown |= {"`systemctl kill`, `docker kill`"}
     shown |= {"stop, then reboot", "disable, then reboot", "reboot", "power cut", "engine killed"}
     assert {row[0] for row in table("What comes back")} == shown

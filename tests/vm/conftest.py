@@ -1,6 +1,9 @@
-"""One VM, on which the tests go in the order of their files: each leaves a site that is healthy."""
+"""One VM, on which each test leaves a site that is healthy, on port 80."""
 
+import re
+import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -23,18 +26,56 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProductionVm]:
         vm.remove()
 
 
+@dataclass
+class Installed:
+    """A VM after ops/install, before the first deploy."""
+
+    vm: ProductionVm
+    said: str
+    said_again: str  # by a second run
+    daemon: str  # /etc/docker/daemon.json
+    groups: list[str]  # of the user who deploys
+    patience: str  # of the engine at a shutdown
+    timers: list[str]  # their states
+
+
 @pytest.fixture(scope="session")
-def installed(bare: ProductionVm) -> tuple[ProductionVm, str]:
-    """The VM after ops/install, and what that said."""
+def installed(bare: ProductionVm) -> Installed:
+    """Install on the VM, twice, and look at once, whatever the tests do later."""
     bare.run(
         "sh", "-c", 'mkdir /etc/docker; echo \'{"log-level": "warn"}\' > /etc/docker/daemon.json'
     )
-    return bare, bare.install()
+    timers = [f"{name}@srv-{bare.stack.slug}.timer" for name in ("backup", "revive")]
+    return Installed(
+        vm=bare,
+        said=bare.install(),
+        said_again=bare.install(),
+        daemon=bare.run("cat", "/etc/docker/daemon.json"),
+        groups=bare.run("id", "-nG", "deploy").split(),
+        patience=bare.run("systemctl", "show", "--property=TimeoutStopUSec", "docker").strip(),
+        timers=bare.run("systemctl", "is-active", *timers).split(),
+    )
 
 
 @pytest.fixture(scope="session")
-def vm(installed: tuple[ProductionVm, str]) -> ProductionVm:
+def vm(installed: Installed) -> ProductionVm:
     """The VM with a site on it."""
-    vm, _ = installed
-    vm.deploy(*vm.first_settings())
-    return vm
+    installed.vm.deploy(*installed.vm.first_settings())
+    return installed.vm
+
+
+@pytest.fixture
+def change(vm: ProductionVm) -> str:
+    """A change of the source that was never deployed, committed; the name of that version."""
+    file = vm.stack.folder / "probe/static/changed.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(secrets.token_hex())
+    return vm.commit()
+
+
+@pytest.fixture
+def two_versions(vm: ProductionVm, request: pytest.FixtureRequest) -> None:
+    """At least two versions were live on the VM, so that one can go back."""
+    if len(set(re.findall(r"^\S+Z (\S+) live$", vm.here("ops/status"), re.MULTILINE))) < 2:
+        request.getfixturevalue("change")
+        vm.deploy("--wait=400")

@@ -3,11 +3,13 @@
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Self
 
 import requests
 
+from tests.stack.stack import wait_for
 from tests.systemd.machine import docker
 
 from .vm import ProductionVm
@@ -40,21 +42,42 @@ class Visitors:
         self.kinds = [self.visit] * clients
         self.failures: list[str] = []
         self.served: list[float] = []  # seconds that each answer took
+        self.answers: Counter[str] = Counter()  # by the name of what was asked for
         self.versions: set[str] = set()  # that answered
         self.over = threading.Event()
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin; return when all of it was answered once."""
         self.threads = [threading.Thread(target=self.go_on, args=(kind,)) for kind in self.kinds]
         for thread in self.threads:
             thread.start()
+        try:
+            self.wait_for_answers()
+        except BaseException:
+            self.end()
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        """End when all of it was answered once more."""
+        try:
+            if error is None:
+                self.wait_for_answers()
+        finally:
+            self.end()
+
+    def end(self) -> None:
         """End, when each has its answer."""
         self.over.set()
         for thread in self.threads:
             thread.join()
+
+    def wait_for_answers(self) -> None:
+        """Wait until everything that is asked for was asked for and answered after this call."""
+        kinds = Counter(kind.__name__ for kind in self.kinds)
+        # As many may be on their way already.
+        enough = {name: self.answers[name] + count + 1 for name, count in kinds.items()}
+        wait_for("answers of every kind", lambda: all(self.answers[n] >= enough[n] for n in enough))
 
     def go_on(self, ask: Callable[[], requests.Response]) -> None:
         """Ask again and again."""
@@ -65,6 +88,7 @@ class Visitors:
                 if answer.status_code != 200:
                     self.failures.append(f"{ask.__name__}: {answer.status_code}")
                 self.served.append(time.monotonic() - start)
+                self.answers[ask.__name__] += 1
             except (requests.RequestException, AssertionError) as error:
                 self.failures.append(f"{ask.__name__}: {error!r}")
 
@@ -85,7 +109,6 @@ class Load(Visitors):
         super().__init__(vm, CLIENTS)
         self.kinds += [self.upload, self.stream, self.send]
         self.tasks: list[str] = []
-        self.uploads = self.streams = 0
 
     def __enter__(self) -> Self:
         """Begin, and watch the containers meanwhile."""
@@ -94,11 +117,13 @@ class Load(Visitors):
         )
         return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        """End, when each has its answer."""
-        super().__exit__()
-        docker("exec", self.vm.name, "pkill", "-f", "sleep 1", check=False)
-        self.watch.terminate()
+    def __exit__(self, *error: object) -> None:
+        """End when all of it was answered once more."""
+        try:
+            super().__exit__(*error)
+        finally:
+            docker("exec", self.vm.name, "pkill", "-f", "sleep 1", check=False)
+            self.watch.terminate()
         self.seen = self.watch.communicate()[0].split("end\n")[:-1]
 
     def send(self) -> requests.Response:
@@ -115,15 +140,12 @@ class Load(Visitors):
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         body = head.encode() + FILE + f"\r\n--{BOUNDARY}--\r\n".encode()
         kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-        answer = self.vm.ask("POST", "/probe/upload", kind, data=slowly(body), timeout=60)
-        self.uploads += 1
-        return answer
+        return self.vm.ask("POST", "/probe/upload", kind, data=slowly(body), timeout=120)
 
     def stream(self) -> requests.Response:
         """Read a response that takes seconds, to its end."""
         answer = self.vm.get(f"/probe/stream/{STREAM}")
         assert answer.text.endswith("end"), answer.text
-        self.streams += 1
         return answer
 
     def least_and_most(self, service: str) -> tuple[int, int]:

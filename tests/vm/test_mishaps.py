@@ -9,7 +9,6 @@ from .load import Visitors
 from .vm import ProductionVm
 
 WAIT = "--wait=400"  # seconds for a container; three groups of tests share two cores
-CHANGED = "probe/static/changed.txt"
 
 # Each is a version that cannot work: its last layer, how long it may take, and what it says.
 BROKEN = {
@@ -64,7 +63,6 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     assert re.fullmatch(stays, last_line(said)), said
     assert visitors.failures == []
     assert visitors.versions == {before}
-    assert len(visitors.served) > 10
     assert vm.running() == containers
 
 
@@ -90,7 +88,7 @@ def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
 
 
 def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
-    vm: ProductionVm,
+    vm: ProductionVm, two_versions: None
 ) -> None:
     new, services = vm.version(), set(vm.running())
     with Visitors(vm) as visitors:
@@ -100,7 +98,7 @@ def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
         with vm.start_ops("rollback", "--host", vm.host) as process:
             read_until(process, "trying the new web")
             refusals = vm.deploy(f"--tag={new}", code=1), vm.here("ops/restore x.tar 2>&1 || true")
-            said, _ = process.communicate(timeout=600)
+            said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said
     for refused in refusals:
         assert re.fullmatch(
@@ -113,14 +111,6 @@ def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
     assert visitors.failures == []
     assert visitors.versions == {old, new}
     assert vm.here("find versions -mindepth 1 -maxdepth 1 -name '.*'") == ""
-
-
-@pytest.fixture(scope="module")
-def change(vm: ProductionVm) -> str:
-    """A change of the source, committed; the name of that version."""
-    (vm.stack.folder / CHANGED).parent.mkdir(parents=True, exist_ok=True)
-    (vm.stack.folder / CHANGED).write_text("changed\n")
-    return vm.commit()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +148,7 @@ def test_a_deploy_that_was_cut_short_four_times_is_whole_in_the_end(
         with vm.start_ops("deploy", vm.host, WAIT) as process:
             read_until(process, "shipping")
             with vm.no_ssh():
-                said, _ = process.communicate(timeout=120)
+                said, _ = process.communicate(timeout=900)
         assert process.returncode == 1
         # In the words of ssh, which depend on the moment.
         why = r"Stopped: the VM did not take the images, .*\. It serves as before\."

@@ -12,13 +12,13 @@ TASKS = 4  # twice as many as the worker runs at a time
 def start_tasks(vm: ProductionVm, key: str) -> None:
     """Send tasks and wait until the worker is in the middle of two."""
     vm.send("overrun", key, TASKS, SECONDS)
-    wait_for("two run", lambda: vm.count("sum(started) - sum(done)", key) == [2], seconds=60)
+    wait_for("two run", lambda: vm.count("sum(started) - sum(done)", key) == [2])
 
 
 def wait_for_tasks(vm: ProductionVm, key: str) -> None:
     """Wait until all are done, after a time in which each could be done anew."""
     done = "count(*) FILTER (WHERE done > 0)"
-    wait_for("all tasks done", lambda: vm.count(done, key) == [TASKS], seconds=240)
+    wait_for("all tasks done", lambda: vm.count(done, key) == [TASKS])
 
 
 def test_a_reboot_brings_all_back_and_lets_running_tasks_end(vm: ProductionVm) -> None:

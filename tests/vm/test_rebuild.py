@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+from tests.stack.stack import wait_for
 from tests.systemd.machine import docker
 
 from .vm import ProductionVm
@@ -40,6 +41,8 @@ def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
     media = vm.ask("POST", "/probe/upload", files=picture).json()["url"]
     services, version = set(vm.running()), vm.version()
     secret = vm.settings()["SECRET_KEY"]
+    vm.send("work", "kept", 3, 0)
+    wait_for("the tasks", lambda: vm.count("coalesce(sum(done), 0)", "kept") == [3])
     tasks = vm.count("count(*), sum(done)", "%")
     vm.here("ops/backup --to=/tmp/kept")
     bundle = tmp_path / "site.tar"

@@ -37,10 +37,12 @@ def authority(vm: ProductionVm, tmp_path_factory: pytest.TempPathFactory) -> Ite
         docker("image", "rm", "--force", name, check=False)
 
 
-def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
-    vm: ProductionVm, authority: Path
-) -> None:
+@pytest.fixture
+def trusting(vm: ProductionVm, authority: Path) -> Iterator[ProductionVm]:
+    """The VM and a project that trusts the authority; afterwards the site has no certificate."""
     stack = vm.stack
+    files = [stack.folder / name for name in ("compose.production.yaml", "ops/deploy")]
+    before = [file.read_text() for file in files]
     (stack.folder / "authority.pem").write_text((authority / "cert.pem").read_text())
     stack.edit("ops/deploy", '    "broker.yaml",\n', '    "authority.pem",\n    "broker.yaml",\n')
     for old, new in (
@@ -52,6 +54,17 @@ def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
         ),
     ):
         stack.edit("compose.production.yaml", old, new)
+    yield vm
+    for file, text in zip(files, before, strict=True):
+        file.write_text(text)
+    (stack.folder / "authority.pem").unlink()
+    vm.deploy(*vm.first_settings())
+
+
+def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
+    trusting: ProductionVm,
+) -> None:
+    vm = trusting
     vm.deploy(
         *("--wait=400", "--set=HTTPS=acme", f"--set=ALLOWED_HOSTS={NAME},{vm.address}"),
         "--set=ACME_DIRECTORY=https://authority:14000/dir",
@@ -68,7 +81,7 @@ def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
         except OSError:
             return None
 
-    first = wait_for("a certificate of this authority", certificate, seconds=120)
+    first = wait_for("a certificate of this authority", certificate)
     settings = vm.settings()
     password = f"{settings['FLOWER_USER']}:{settings['FLOWER_PASSWORD']}".encode()
     log_in = {"Authorization": f"Basic {base64.b64encode(password).decode()}"}
@@ -76,7 +89,5 @@ def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
     assert acme.get(site, NAME, "/flower/workers", root, **log_in)[0] == 200
     assert vm.get("/flower/").headers["Location"] == f"https://{NAME}/flower/"
     vm.cut_power()
-    wait_for(
-        "the site", lambda: certificate() and acme.get(site, NAME, "/readyz", root)[0] == 200, 180
-    )
+    wait_for("the site", lambda: certificate() and acme.get(site, NAME, "/readyz", root)[0] == 200)
     assert certificate() == first

@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 
 from tests.evidence import step
-from tests.stack.stack import PRODUCTION, Stack, wait_for
+from tests.stack.stack import PATIENCE, PRODUCTION, Stack, wait_for
 from tests.systemd.machine import Vm, docker
 
 TESTS = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ class ProductionVm(Vm):
         """Run a command of ops/ on the laptop; return what it said. It must end with `code`."""
         with step(f"ops/{command} {' '.join(arguments)}", self) as notes:
             with self.start_ops(command, *arguments) as process:
-                said, _ = process.communicate(timeout=600)
+                said, _ = process.communicate(timeout=900)
             notes.append(f"exit {process.returncode}")
         assert process.returncode == code, said
         return said
@@ -92,7 +92,7 @@ class ProductionVm(Vm):
         """Run ops/deploy to this machine."""
         return self.ops("deploy", self.host, *arguments, code=code)
 
-    def here(self, command: str, check: bool = True, timeout: float = 300) -> str:
+    def here(self, command: str, check: bool = True, timeout: float = 600) -> str:
         """Run a shell's line as the user who deploys, in the project's folder on the VM."""
         line = f"cd {self.folder} && {command}"
         return self.run(
@@ -137,7 +137,7 @@ class ProductionVm(Vm):
         assert len(tags) == 1, self.running()
         return tags.pop()
 
-    def wait_until_healthy(self, services: set[str], seconds: float = 300) -> None:
+    def wait_until_healthy(self, services: set[str], seconds: float = PATIENCE) -> None:
         """Wait until these services run, and no others, and are healthy."""
 
         def healthy() -> bool:
@@ -153,7 +153,7 @@ class ProductionVm(Vm):
     def wait_until_free(self) -> None:
         """Wait until nobody deploys to it."""
         look = "flock --nonblock versions/lock true && echo free || true"
-        wait_for("nobody deploys", lambda: "free" in self.here(look), seconds=400)
+        wait_for("nobody deploys", lambda: "free" in self.here(look), seconds=600)
 
     # Versions --------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def connect(
     if version:
         context.set_ciphers("DEFAULT:@SECLEVEL=0")  # this client would refuse old ones itself
         context.minimum_version = context.maximum_version = version
-    plain = socket.create_connection(address, timeout=15)
+    plain = socket.create_connection(address, timeout=60)
     return context.wrap_socket(plain, server_hostname=name)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests import evidence
 from tests.evidence import step
-from tests.stack.stack import PRODUCTION, Stack, wait_for
+from tests.stack.stack import PATIENCE, PRODUCTION, Stack, wait_for
 
 from .look import ROLES
 
@@ -23,7 +23,7 @@ SIDES = ("systemd", "stack")
 State = dict[str, dict[str, dict[str, Any]]]
 
 
-def docker(*arguments: str, timeout: float = 300, check: bool = True) -> str:
+def docker(*arguments: str, timeout: float = 600, check: bool = True) -> str:
     """Run docker on this machine and return what it printed."""
     with step(f"docker {' '.join(arguments)}") as notes:
         done = subprocess.run(
@@ -82,7 +82,7 @@ class Vm:
         docker("image", "rm", "--force", self.name, check=False)
         self.stack.remove()
 
-    def run(self, *command: str, timeout: float = 300, check: bool = True) -> str:
+    def run(self, *command: str, timeout: float = 600, check: bool = True) -> str:
         """Run a command as root and return what it printed."""
         evidence.involve(self)
         return docker("exec", self.name, *command, timeout=timeout, check=check)
@@ -105,9 +105,9 @@ class Vm:
         show = ("systemctl", "show", "--property=MainPID", "--value", "docker")
         before = self.run(*show).strip()
         self.run("kill", "-s", "KILL", before)
-        wait_for("another engine", lambda: self.run(*show).strip() not in ("0", before), seconds=60)
+        wait_for("another engine", lambda: self.run(*show).strip() not in ("0", before))
         version = ("docker", "version", "--format={{.Server.Version}}")
-        wait_for("it answers", lambda: self.run(*version, check=False).strip(), seconds=60)
+        wait_for("it answers", lambda: self.run(*version, check=False).strip())
 
     # Power -----------------------------------------------------------------------------------------
 
@@ -120,13 +120,12 @@ class Vm:
                 self.run("systemctl", "is-system-running", check=False).strip()
                 in ("running", "degraded")
             ),
-            seconds=120,
         )
 
     def reboot(self) -> None:
         """Shut down as `systemctl reboot` does, then boot."""
         self.run("systemctl", "reboot", check=False)
-        docker("wait", self.name, timeout=180)
+        docker("wait", self.name, timeout=600)
         self.boot()
 
     def cut_power(self) -> None:
@@ -161,7 +160,7 @@ class Machine(Vm):
         self.load(self.stack.compose("config", "--images").split())
         self.compose("up", "--detach")
 
-    def run(self, *command: str, timeout: float = 300, check: bool = True) -> str:
+    def run(self, *command: str, timeout: float = 600, check: bool = True) -> str:
         """Run a command as root in the stack's folder and return what it printed."""
         evidence.involve(self)
         return docker(
@@ -190,7 +189,7 @@ class Machine(Vm):
         self.run("systemctl", "enable", "--now", "--quiet", *ROLES)
         # Without --wait, which fails for a container that is between two restarts.
         self.compose("up", "--detach", "--no-deps", *ROLES.values())
-        return wait_for("all work", self.all_work, seconds=180)
+        return wait_for("all work", self.all_work)
 
     def all_work(self) -> State | None:
         """Return the state when all eight work; else None."""
@@ -201,7 +200,7 @@ class Machine(Vm):
     def outcomes(
         self,
         before: State,
-        seconds: float,
+        seconds: float = PATIENCE,
         roles: Iterable[str] = tuple(ROLES),
         sides: Iterable[str] = SIDES,
     ) -> dict[str, str]:

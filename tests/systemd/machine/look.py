@@ -118,20 +118,18 @@ def state() -> dict[str, dict[str, dict]]:
     return found
 
 
-def flap(seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Kill every main process as soon as it is seen, for so long; return the moments."""
-    end = time.monotonic() + seconds
-    kills: dict[str, dict[str, list[float]]] = {}
+def flap(times: float) -> dict[str, dict[str, int]]:
+    """Kill every main process as soon as it is seen, until each role was killed so often."""
+    kills = {side: dict.fromkeys(ROLES, 0) for side in ("systemd", "stack")}
     killed = set()
-    while time.monotonic() < end:
+    while any(count < times for roles in kills.values() for count in roles.values()):
         for side, roles in mains().items():
             for role, (pid, _) in roles.items():
-                moments = kills.setdefault(side, {}).setdefault(role, [])
-                if pid and (side, role, pid) not in killed:
+                if pid and (side, role, pid) not in killed and kills[side][role] < times:
                     killed.add((side, role, pid))
                     with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
                         os.kill(pid, signal.SIGKILL)
-                        moments.append(time.monotonic())
+                        kills[side][role] += 1
     return kills
 
 

@@ -28,7 +28,14 @@ class Command(BaseCommand):
         if not re.fullmatch(r"0|\d+(\.\d+)?/[smh]", rate):
             raise CommandError(f'"{rate}" is no rate: 10/s, 10/m or 10/h is, or 0 for no limit.')
         try:
-            replies = app.control.rate_limit(task, 0 if rate == "0" else rate, reply=True)
+            # A busy worker may take a while; when as many as there are queues replied, it is over.
+            replies = app.control.rate_limit(
+                task,
+                0 if rate == "0" else rate,
+                reply=True,
+                timeout=5,
+                limit=len(settings.QUEUES),
+            )
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         answers = {node: said for reply in replies or [] for node, said in reply.items()}
