@@ -50,7 +50,7 @@ def test_a_failed_test_says_where_its_steps_and_logs_are(tmp_path: Path) -> None
     command = [sys.executable, "-m", "pytest", "-p", "tests.evidence", "-p", "no:cacheprovider"]
     printed = subprocess.run(
         [*command, "--numprocesses=1", str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(TEMPLATE)},
+        env=os.environ | {"PYTHONPATH": str(TEMPLATE), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=60,

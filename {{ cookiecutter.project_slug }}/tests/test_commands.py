@@ -73,13 +73,13 @@ def nothing_failed() -> None:
 def fail() -> str:
     """Have the sample task fail in the last queue; return its id."""
     result = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue=QUEUE)
-    assert isinstance(result.get(timeout=20, propagate=False), Exception)
+    assert isinstance(result.get(timeout=120, propagate=False), Exception)
     return result.id
 
 
 @pytest.mark.django_db
 def test_failed_shows_the_last_ones_and_sends_one_again(nothing_failed, worker, capsys) -> None:
-    sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE).get(timeout=20)
+    sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE).get(timeout=120)
     first, second = fail(), fail()
     call_command("failed")
     heading, *rows = capsys.readouterr().out.splitlines()
@@ -95,7 +95,7 @@ def test_failed_shows_the_last_ones_and_sends_one_again(nothing_failed, worker, 
     told = capsys.readouterr().out
     again = told.split()[-1]
     assert told == f"core.tasks.sample {first} is sent again as {again}\n"
-    app.AsyncResult(again).get(timeout=20, propagate=False)
+    app.AsyncResult(again).get(timeout=120, propagate=False)
     meta = app.backend.get_task_meta(again)
     assert meta["kwargs"] == {"steps": 2, "pause": 0, "fail": True}
     assert meta["queue"] == QUEUE
@@ -112,7 +112,7 @@ def test_failed_sends_all_again_once(nothing_failed, worker, capsys) -> None:
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert {words[1] for words in told} == tasks
     for words in told:
-        app.AsyncResult(words[-1]).get(timeout=20, propagate=False)
+        app.AsyncResult(words[-1]).get(timeout=120, propagate=False)
 
 
 def test_failed_says_when_there_is_nothing(nothing_failed, capsys) -> None:
@@ -125,7 +125,7 @@ def test_failed_says_when_there_is_nothing(nothing_failed, capsys) -> None:
 @pytest.mark.django_db
 def test_arguments_are_kept_of_failed_tasks_only(worker) -> None:
     done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
-    done.get(timeout=20)
+    done.get(timeout=120)
     assert "kwargs" not in app.backend.get_task_meta(done.id)
     assert "kwargs" in app.backend.get_task_meta(fail())
 
@@ -144,7 +144,7 @@ def test_inspect_task_tells_what_became_of_it(worker, capsys) -> None:
     assert rows["queue"].strip() == QUEUE
     assert rows["error"].strip() == "SampleError: This task was sent to fail."
     done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
-    done.get(timeout=20)
+    done.get(timeout=120)
     rows = inspect(done.id, capsys)
     assert rows["state"].strip() == "SUCCESS"
     assert "Done by" in rows["result"]

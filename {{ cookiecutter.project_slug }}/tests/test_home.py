@@ -28,7 +28,7 @@ def test_an_unknown_queue_is_refused(admin_client: Client) -> None:
 
 def test_a_sample_task_fails_when_asked_to(admin_client: Client, worker) -> None:
     sent = admin_client.post("/sample/", {"queue": "default", "fail": ""}).json()
-    app.AsyncResult(sent["id"]).get(timeout=20, propagate=False)
+    app.AsyncResult(sent["id"]).get(timeout=120, propagate=False)
     task = admin_client.get(f"/sample/{sent['id']}/").json()
     assert (task["state"], task["error"]) == ("FAILURE", "This task was sent to fail.")
 
@@ -36,7 +36,7 @@ def test_a_sample_task_fails_when_asked_to(admin_client: Client, worker) -> None
 def test_a_sample_task_runs_to_its_end(client: Client, worker, settings) -> None:
     settings.DEBUG = True
     sent = client.post("/sample/", {"queue": "default"})
-    app.AsyncResult(sent.json()["id"]).get(timeout=20)
+    app.AsyncResult(sent.json()["id"]).get(timeout=120)
     task = client.get(f"/sample/{sent.json()['id']}/").json()
     assert (task["state"], task["progress"]) == ("SUCCESS", 1)
     assert task["result"].startswith("Done by ")

@@ -80,7 +80,7 @@ def test_a_task_is_sent_with_the_name_of_its_request_or_its_own(request_id: str)
 def test_the_line_at_the_end_of_a_task_tells_all(worker, lines, request_id: str) -> None:
     done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue="default")
     failed = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue="default")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     found: dict[str, dict] = {}
     while not {done.id, failed.id} <= found.keys():
         assert time.monotonic() < deadline, found
