@@ -1,7 +1,9 @@
 """Redis as the broker: accepted tasks survive a killed worker and a restarted Redis."""
 
 import json
+import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,9 +13,12 @@ from celery.signals import before_task_publish
 from django.utils import timezone
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import redis, virtual
 from redis import RedisError
 
 from .environment import env
+
+logger = logging.getLogger(__name__)
 
 PASSWORD = env("BROKER_PASSWORD", default="")
 
@@ -46,6 +51,46 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         "socket_keepalive": True,
     }
 
+
+class QoS(redis.QoS):
+    """
+    kombu's account of the messages that a worker has, in which a late answer leaks none.
+
+    When Redis does not answer an acknowledgement within socket_timeout, kombu's own counts the
+    message as one that the worker still has. After as many as it may have it takes no more, for
+    good, though it is healthy and answers to remote control.
+    """
+
+    channel: Any
+    owed: set[str] = set()  # of this process: it outlives a connection
+    _remove_from_indices: Callable[..., Any]
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message; without an answer of Redis, once more in restore_visible."""
+        try:
+            super().ack(delivery_tag)
+        except self.channel.connection_errors as error:
+            logger.warning("Redis has yet to confirm that %s is done: %r", delivery_tag, error)
+            virtual.QoS.ack(self, delivery_tag)
+            self.owed.add(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Reject a message; without an answer of Redis it comes back as from a dead worker."""
+        try:
+            super().reject(delivery_tag, requeue)
+        except self.channel.connection_errors:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Acknowledge what is owed, then look for what others had for too long; every 5 seconds."""
+        for delivery_tag in tuple(self.owed):
+            self._remove_from_indices(delivery_tag).execute()
+            self.owed.remove(delivery_tag)
+        super().restore_visible(*args, **kwargs)
+
+
+redis.Channel.QoS = QoS
 
 EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
 
