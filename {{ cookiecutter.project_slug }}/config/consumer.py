@@ -88,7 +88,7 @@ class Consumer(consumer.Consumer):
             )
         except Exception:  # not of Celery's second protocol, or not JSON: nothing to send again
             return super().on_unknown_task(None, message, exc)
-        error = UnknownTask(request.task)
+        error = UnknownTask(f"unknown task {request.task}")
         with logs.within(request):
             logger.error("Task %s[%s] failed: %s", request.task, request.id, error)
         self.app.backend.mark_as_failure(request.id, error, request=request)

@@ -29,8 +29,8 @@ class UnknownTask(NotRegistered):
     """The worker has no code for the task: another release has, or the name is wrong."""
 
     def __str__(self) -> str:
-        """Return a sentence; a KeyError has none."""
-        return f"unknown task {self.args[0]}"
+        """Return the message as it is; a KeyError puts quotes around it."""
+        return str(self.args[0])
 
 
 class Task(DjangoTask):
