@@ -46,6 +46,8 @@ def mail(production: Stack) -> Iterator[Container]:
 @pytest.fixture(scope="module")
 def example(production: Stack, mail: Container) -> Iterator[Stack]:
     """The stack with its sample site, set up as docs/example.md says, and two more subscribers."""
+    # It would crawl the new sites too, every two minutes, perhaps before the test does.
+    production.compose("stop", "beat")
     try:
         production.up("--no-deps", "sample-site")
         production.manage("add_sample_site")
@@ -60,6 +62,7 @@ def example(production: Stack, mail: Container) -> Iterator[Stack]:
             MODELS + "Site.objects.all().delete(); Subscription.objects.all().delete()"
         )
         production.compose("--profile", "sample", "rm", "--stop", "--force", "sample-site")
+        production.compose("start", "beat")
 
 
 def mails(container: Container) -> Counter[tuple[str, str]]:
@@ -84,18 +87,20 @@ def test_a_post_is_one_mail_for_each_who_wants_it_though_all_is_sent_twice_and_a
     example: Stack, mail: Container
 ) -> None:
     mail.pause()  # it takes connections and says nothing
-    example.python(TASKS + "[crawl_sites.delay() for _ in range(2)]")
-    count = MODELS + "print(Notification.objects.count())"
-    wait_for("the mails are noted", lambda: example.python(count) == "6")
+    try:
+        example.python(TASKS + "[crawl_sites.delay() for _ in range(2)]")
+        count = MODELS + "print(Notification.objects.count())"
+        wait_for("the mails are noted", lambda: example.python(count) == "6")
 
-    def running() -> list[dict]:
-        return example.inspect("active")[f"notify@{example.slug}"]
+        def running() -> list[dict]:
+            return example.inspect("active")[f"notify@{example.slug}"]
 
-    wait_for("both children wait for the mail server", lambda: len(running()) == 2)
-    again = "[send_notification.delay(n.pk) for n in Notification.objects.all()]"
-    example.python(MODELS + TASKS + again)
-    os.kill(main_process(example, "worker-notify"), signal.SIGKILL)
-    mail.unpause()
+        wait_for("both children wait for the mail server", lambda: len(running()) == 2)
+        again = "[send_notification.delay(n.pk) for n in Notification.objects.all()]"
+        example.python(MODELS + TASKS + again)
+        os.kill(main_process(example, "worker-notify"), signal.SIGKILL)
+    finally:
+        mail.unpause()
     unsent = MODELS + "print(Notification.objects.filter(sent_at=None).count())"
     wait_for("all are sent", lambda: example.python(unsent) == "0")
 

@@ -159,7 +159,7 @@ def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     code = (
         "from config.celery import app;"
         "producer = app.producer_pool.acquire(block=True);"
-        "producer.publish('no task', exchange='crawl', routing_key='crawl')"
+        "producer.publish({}, exchange='crawl', routing_key='crawl')"
     )
     rabbitmq.python(code)
     wait_for("it is a dead letter", lambda: dead() == 1)
