@@ -13,7 +13,7 @@ LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "te
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have tests that fail explain themselves."""
+    """Register the plugin with which tests that fail explain themselves."""
     config.pluginmanager.register(evidence)
 
 

@@ -25,7 +25,7 @@ class Subject(Protocol):
     """A stack or a machine."""
 
     def evidence(self) -> dict[str, str]:
-        """Return texts by the names of their files; none when it does not exist any more."""
+        """Return texts by the names of their files, none or empty ones when it was removed."""
 
 
 folder = Path("test-failures")
@@ -84,6 +84,8 @@ def keep() -> Path:
         except Exception as error:  # whatever it is, the failure itself is what counts
             files = {"evidence.txt": f"There is none: {error!r}\n"}
         for name, text in files.items():
+            if not text:  # it was removed since it was kept
+                continue
             path = own / f"stack-{number}" / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)

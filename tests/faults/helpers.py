@@ -100,7 +100,7 @@ class Ledger:
         return wait_for("an answer of the database", answer).split("|")
 
     def started(self, key: str) -> int:
-        """Count how often the tasks that count that were begun."""
+        """Return how often tasks were begun, of the kinds that count it."""
         return int(self.ask("coalesce(sum(started), 0)", key)[0])
 
     def done(self, key: str) -> int:

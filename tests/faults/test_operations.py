@@ -17,7 +17,7 @@ def start_tasks(stack: Stack, count: int, steps: int) -> list[str]:
 
 
 def all_done(stack: Stack, tasks: list[str]) -> int:
-    """Return how many of `tasks` ended well; waits up to a minute for each."""
+    """Return how many of `tasks` ended well; waits up to three minutes for each."""
     code = (
         "from config.celery import app;"
         f"[app.AsyncResult(task).get(timeout=180) for task in {tasks!r}];"

@@ -124,7 +124,7 @@ def site(with_authority: Stack) -> Iterator[Stack]:
 
 
 def is_trusted(site: Stack) -> bool:
-    """Tell whether the certificate is one of the first authority."""
+    """Return whether the certificate is one of the first authority."""
     try:
         return get(site, "/healthz", trusted=root(site))[0] == 200
     except OSError:
@@ -170,7 +170,7 @@ def reissue(site: Stack) -> None:
 
 
 def sign_elsewhere(site: Stack) -> None:
-    """Have the other authority sign, for fewer days than a week."""
+    """Change to the other authority, whose certificates last less than a week."""
     before = served(site)
     site.set(ACME_DIRECTORY="https://other-authority:14000/dir")
     site.compose("up", "--detach", "other-authority", "certificates")

@@ -174,7 +174,7 @@ def looks(lines: Iterator[str], count: int) -> list[int]:
 
 
 def until(lines: Iterator[str], last: int) -> Iterator[int]:
-    """Give the numbers of the next looks, up to this one."""
+    """Return the numbers of the next looks, up to this one."""
     number = 0
     while number < last:
         (number,) = looks(lines, 1)

@@ -145,7 +145,7 @@ def test_a_reload_replaces_the_children_only(machine: Machine) -> None:
 
 
 def replaced(machine: Machine, before: State) -> bool:
-    """Tell whether both workers are other processes, whether they work or not."""
+    """Return whether both workers are other processes, whether they work or not."""
     now = machine.outcomes(before, 0, roles=["worker"])
     return not {"untouched", "down"} & set(now.values())
 
