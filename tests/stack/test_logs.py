@@ -64,7 +64,7 @@ def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
     assert {line["task_id"] for _, line in tasks if line["task"].endswith("again")} == {
         answer.json()["id"]
     }
-    assert all(0 <= line["duration"] < 10 for _, line in tasks)
+    assert all(line["duration"] >= 0 for _, line in tasks)
     assert "forged" not in production.compose("logs")
 
 
@@ -145,7 +145,11 @@ def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> No
         *arguments, "./manage.py", "shell", "--no-imports", "--command", code, check=False
     )
     assert len(re.findall('"message": "shop-line"', printed)) == heard
-    started = production.compose(*arguments, "timeout", "5", "gunicorn", "config.asgi", check=False)
+    serve = (
+        "gunicorn config.asgi & until config/alive page 8000 /healthz; do sleep 0.2; done;"
+        " kill $! && wait $!"
+    )
+    started = production.compose(*arguments, "bash", "-c", serve, check=False)
     assert ("Starting gunicorn" in started) is (level == "DEBUG")
 
 

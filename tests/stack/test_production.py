@@ -105,7 +105,7 @@ def test_a_rate_limit_can_be_changed_while_it_runs(production: Stack) -> None:
             f"from config.celery import app; print(app.AsyncResult({task!r}).state)"
         )
 
-    limit("4/m")
+    limit("2/m")  # which leaves half a minute to look
     first, second = (production.send("crawl", steps=1, pause=0) for _ in range(2))
     production.result(first)
     assert state(second) == "PENDING"
