@@ -171,7 +171,7 @@ def test_without_an_address_nothing_of_sentry_is_loaded(production: Stack) -> No
     assert production.python(code) == "False"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sentry(production: Stack) -> Iterator[Container]:
     """A server that takes errors, with the address of which the stack's .env is completed."""
     tag = f"{production.slug}-sentry"
