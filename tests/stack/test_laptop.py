@@ -1,6 +1,7 @@
 """The stack as `docker compose up` starts it for a developer."""
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -31,22 +32,32 @@ def place_order(request: HttpRequest) -> HttpResponse:
 """
 
 
+def files(stack: Stack) -> set[Path]:
+    """Return the files and folders of a project, without what tools keep there for themselves."""
+    caches = {"__pycache__", ".mypy_cache", ".ruff_cache"}
+    return {path for path in stack.folder.rglob("*") if not caches.intersection(path.parts)}
+
+
 @pytest.fixture
 def restored(laptop: Stack) -> Iterator[None]:
     """Let a test change the project, and put all of it back afterwards."""
-    before = {
-        path: path.read_bytes() if path.is_file() else None for path in laptop.folder.rglob("*")
-    }
+    before = {path: path.read_bytes() for path in files(laptop) if path.is_file()}
+    there = files(laptop)
     yield
-    for path in sorted(set(laptop.folder.rglob("*")) - set(before), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    for path in sorted(files(laptop) - there):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():  # not gone with its folder
+            path.unlink()
     changed = [
         path
         for path, content in before.items()
-        if content is not None and (not path.exists() or path.read_bytes() != content)
+        if not path.exists() or path.read_bytes() != content
     ]
     for path in changed:
         path.write_bytes(before[path])  # in place: its owner stays
+    # It knows the models that were there meanwhile.
+    shutil.rmtree(laptop.folder / ".mypy_cache", ignore_errors=True)
     # Changed code is reloaded; what else there is runs in a container of its own.
     if any(path.name.startswith("compose.") for path in changed):
         laptop.up("--remove-orphans")
