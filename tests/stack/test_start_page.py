@@ -34,7 +34,7 @@ def wait_for_summary(page: Page, text: str) -> None:
 
 def test_the_progress_bar_moves_and_ends_in_the_result(laptop: Stack, page: Page) -> None:
     answers: list[Response] = []
-    page.on("response", answers.append)
+    page.on("response", lambda answer: answers.append(answer))
     page.goto(laptop.url)
     wait_for_summary(page, UP)
     for queue in ("default", "crawl", "notify"):
