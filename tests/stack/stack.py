@@ -166,13 +166,15 @@ class Stack:
         self.compose("up", "--detach", "--wait", *arguments)
         proxy = self.containers().get("proxy")
         if proxy and proxy.status == "running" and not self.engine:
-            # When both webs have new addresses at once, nginx needs a moment to hear of them.
-            wait_for("the proxy to reach a web", self.reaches_a_web)
+            # When all that is behind it has new addresses, nginx needs a moment to hear of them.
+            wait_for("the proxy to reach web and Flower", self.reaches_all)
 
-    def reaches_a_web(self) -> bool:
-        """Tell whether the proxy has another answer than that there is no web."""
+    def reaches_all(self) -> bool:
+        """Return whether the proxy reaches a web, and Flower if that runs."""
+        flower = self.containers().get("flower")
+        paths = ["/healthz", *(["/flower/"] if flower and flower.status == "running" else [])]
         try:
-            return self.get("/healthz").status_code not in (502, 504)
+            return all(self.get(path).status_code not in (502, 504) for path in paths)
         except requests.ConnectionError:
             return False
 

@@ -61,6 +61,7 @@ def restored(laptop: Stack) -> Iterator[None]:
     # Changed code is reloaded; what else there is runs in a container of its own.
     if any(path.name.startswith("compose.") for path in changed):
         laptop.up("--remove-orphans")
+    wait_for("the proxy to reach web and Flower", laptop.reaches_all)
 
 
 def test_one_web_is_started_and_everything_is_healthy(laptop: Stack) -> None:
