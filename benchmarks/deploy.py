@@ -97,7 +97,7 @@ def next_deploys(vm: ProductionVm, count: int) -> list[tuple[str, str]]:
     for number in range(count):
         say(f"deploy {number + 1} of {count} after a change")
         before = vm.version()
-        with (vm.stack.folder / "core" / "tasks.py").open("a") as file:
+        with (vm.stack.folder / "stack" / "tasks.py").open("a") as file:
             file.write(f"# change {number}\n")
         with Clients(vm) as clients:
             started = time.monotonic()

@@ -84,7 +84,7 @@ def own_pip_cache(folder: Path) -> None:
 
 def rebuild(project: Stack, number: int) -> float:
     """Change a Python file of the project and give the seconds that the build then takes."""
-    with (project.folder / "core" / "tasks.py").open("a") as file:
+    with (project.folder / "stack" / "tasks.py").open("a") as file:
         file.write(f"# change {number}\n")
     return project.build()
 

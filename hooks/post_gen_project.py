@@ -6,10 +6,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-BROKER = "{{ cookiecutter.broker }}"
-OTHER_BROKER = {"redis": "rabbitmq", "rabbitmq": "redis"}[BROKER]
-OF_A_BROKER = ["broker_{}.yaml", "config/broker_{}.py", "docs/broker_{}.md"]
-NOT_CHOSEN = [name.format(OTHER_BROKER) for name in OF_A_BROKER]
+NOT_CHOSEN: list[str] = []
 # The packages that only the example needs; tornado then comes with flower alone.
 PACKAGES = [
     ("pyproject.toml", r'^    "(feedparser|tornado)>.*\n', ""),
@@ -27,8 +24,6 @@ def main() -> None:
     """Finish the rendered project in the current folder."""
     for name in NOT_CHOSEN:
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
-    for name in OF_A_BROKER:
-        Path(name.format(BROKER)).rename(name.replace("_{}", ""))
 
     for name, pattern, rest in PACKAGES:
         text = Path(name).read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def ledger_stack(folder: Path, **answers: str) -> Stack:
     """Render a stack into `folder` with the app `ledger` and a small time limit; not started."""
     stack = Stack(folder, PRODUCTION, **answers)
     shutil.copytree(Path(__file__).parent / "ledger", stack.folder / "ledger")
-    stack.edit("config/settings.py", '    "core",\n', '    "core",\n    "ledger",\n')
+    stack.edit("config/settings.py", '    "stack",\n', '    "stack",\n    "ledger",\n')
     stack.edit(
         "config/urls.py",
         "urlpatterns = [\n",

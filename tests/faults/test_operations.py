@@ -10,7 +10,7 @@ from tests.stack.stack import Stack, wait_for
 def start_tasks(stack: Stack, count: int, steps: int) -> list[str]:
     """Send `count` sample tasks of about 0.3 s times `steps` to `notify`; return their ids."""
     code = (
-        "from core.tasks import sample;"
+        "from stack.tasks import sample;"
         f"print(*(sample.apply_async(kwargs={{'steps': {steps}}}, queue='notify').id for _ in range({count})))"
     )
     return stack.python(code).split()

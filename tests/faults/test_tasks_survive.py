@@ -120,8 +120,8 @@ def test_a_task_that_kills_its_process_is_stopped_and_fails_visibly(
     ledger.send("work", "beside", 20, SECONDS)
     code = "from config.celery import app; result = app.AsyncResult({!r}); print(result.state, result.result)"
     wait_for("it failed", lambda: stack.python(code.format(task)).startswith("FAILURE"))
-    assert "was begun 5 times and never ended" in stack.python(code.format(task))
-    assert f"poison[{task}] was begun 5 times and never ended" in stack.compose("logs", WORKER)
+    assert "was started 5 times and never ended" in stack.python(code.format(task))
+    assert f"poison[{task}] was started 5 times and never ended" in stack.compose("logs", WORKER)
     assert ledger.ask("started, done", "poison") == ["5", "0"]
     assert ledger.drain("beside").lost == 0
     wait_until_healthy(stack)
@@ -155,7 +155,7 @@ def test_a_full_broker_refuses_orders_and_lets_workers_go_on(stack: Stack, ledge
         wait_for("the first refusal", lambda: order().status_code != 202)
         refused = order()
         assert refused.status_code == 503, refused.text
-        assert refused.json()["error"] == "The task queue is away. Try again in a minute."
+        assert refused.json()["error"] == "The task queue is unavailable. Try again in a minute."
         verdict = ledger.drain("beside-full")
         assert (verdict.accepted, verdict.lost, verdict.doubled) == (20, 0, 0)
     wait_for("orders are taken", lambda: order().status_code == 202)
@@ -180,7 +180,7 @@ def test_a_broker_outage_loses_no_order_that_was_accepted(stack: Stack, ledger: 
     print("orders", statuses, ledger.drain("order"))
     assert set(statuses) == {202, 503}, errors(stack.compose("logs", "web-a", "web-b"))
     refused = {answer.json()["error"] for answer in answers if answer.status_code == 503}
-    assert "The task queue is away. Try again in a minute." in refused
+    assert "The task queue is unavailable. Try again in a minute." in refused
     verdict = ledger.drain("order")
     assert (verdict.accepted, verdict.lost) == (statuses[202], 0)
     wait_until_healthy(stack)

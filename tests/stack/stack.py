@@ -111,7 +111,7 @@ class Stack:
     def add_app(self, app: Path) -> None:
         """Add a Django app as its owner would, with its urls below its name."""
         shutil.copytree(app, self.folder / app.name)
-        self.edit("config/settings.py", '    "core",\n', f'    "core",\n    "{app.name}",\n')
+        self.edit("config/settings.py", '    "stack",\n', f'    "stack",\n    "{app.name}",\n')
         self.edit(
             "config/urls.py",
             "urlpatterns = [\n",
@@ -225,7 +225,7 @@ class Stack:
 
     def send(self, queue: str, **kwargs: object) -> str:
         """Send the sample task to `queue`; return its id."""
-        code = f"from core.tasks import sample; print(sample.apply_async(kwargs={kwargs!r}, queue={queue!r}).id)"
+        code = f"from stack.tasks import sample; print(sample.apply_async(kwargs={kwargs!r}, queue={queue!r}).id)"
         return self.python(code)
 
     def result(self, task_id: str, timeout: float = PATIENCE) -> str:

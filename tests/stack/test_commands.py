@@ -54,16 +54,16 @@ def test_failed_tasks_are_shown_and_sent_again_with_the_same_arguments(
     wait_for("both failed", lambda: len(failed(production)) == 2)
     error = "SampleError: This task was sent to fail."
     assert failed(production) == [
-        [second, "core.tasks.sample", "notify", error],
-        [first, "core.tasks.sample", "crawl", error],
+        [second, "stack.tasks.sample", "notify", error],
+        [first, "stack.tasks.sample", "crawl", error],
     ]
 
     printed = production.manage("failed", "--retry", first)
     again = printed.split()[-1]
     wait_for("it failed again", lambda: failed(production)[0][0] == again)
     assert failed(production) == [
-        [again, "core.tasks.sample", "crawl", error],
-        [second, "core.tasks.sample", "notify", error],
+        [again, "stack.tasks.sample", "crawl", error],
+        [second, "stack.tasks.sample", "notify", error],
     ]
     assert inspect(production, again)["kwargs"] == '{"steps": 2, "pause": 0, "fail": true}'
     assert refused(production, "failed", "--retry", first).startswith("No failed task has the id")
@@ -122,7 +122,7 @@ def test_what_became_of_a_task(production: Stack) -> None:
         return rows if rows.get("state") == "running" else None
 
     rows = wait_for("it runs", running)
-    assert rows["task"] == "core.tasks.sample"
+    assert rows["task"] == "stack.tasks.sample"
     assert rows["queue"] == "crawl"
     assert rows["worker"] == f"crawl@{production.slug}"
     assert rows["kwargs"] == '{"steps": 60, "pause": 0.3}'
@@ -168,8 +168,11 @@ def test_a_rate_limit_that_not_every_worker_heard_of_says_whose(production: Stac
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["no.such.task", "1/s"], 'There is no task "no.such.task", but core.tasks.clear_sessions'),
-        (["core.tasks.sample", "soon"], '"soon" is no rate: 10/s, 10/m or 10/h is'),
+        (
+            ["no.such.task", "1/s"],
+            'There is no task "no.such.task", but notifications.tasks',
+        ),
+        (["stack.tasks.sample", "soon"], '"soon" is no rate: 10/s, 10/m or 10/h is'),
     ],
 )
 def test_a_rate_limit_that_makes_no_sense_is_refused(

@@ -101,26 +101,26 @@ def test_the_toolbar_shows_the_queries_of_a_page(laptop: Stack, page: Page) -> N
 
 @pytest.mark.usefixtures("restored")
 def test_a_changed_view_shows_at_the_next_request(laptop: Stack) -> None:
-    laptop.edit("core/views.py", 'HttpResponse("ok"', 'HttpResponse("changed"')
+    laptop.edit("stack/health.py", 'b"ok"', 'b"changed"')
     wait_for("the changed view", lambda: laptop.get("/healthz").text == "changed")
-    laptop.edit("core/views.py", 'HttpResponse("changed"', 'HttpResponse("ok"')
+    laptop.edit("stack/health.py", 'b"changed"', 'b"ok"')
     wait_for("the old view", lambda: laptop.get("/healthz").text == "ok")
 
 
 @pytest.mark.usefixtures("restored")
 def test_a_changed_template_shows_at_the_next_request(laptop: Stack) -> None:
-    laptop.edit("home/templates/home/index.html", "<h2>Queues</h2>", "<h2>Lines</h2>")
-    wait_for("the changed template", lambda: "<h2>Lines</h2>" in laptop.get("/").text)
+    laptop.edit("templates/home.html", "<h1>It works</h1>", "<h1>Welcome</h1>")
+    wait_for("the changed template", lambda: "<h1>Welcome</h1>" in laptop.get("/").text)
 
 
 @pytest.mark.usefixtures("restored")
 def test_a_changed_task_is_used_within_seconds(laptop: Stack) -> None:
-    laptop.edit("core/tasks.py", "Done by", "Changed by")
+    laptop.edit("stack/tasks.py", "Done by", "Changed by")
     wait_for(
         "the changed task",
         lambda: laptop.result(laptop.send("crawl", steps=1)).startswith("Changed by"),
     )
-    laptop.edit("core/tasks.py", "Changed by", "Done by")
+    laptop.edit("stack/tasks.py", "Changed by", "Done by")
 
 
 @pytest.mark.usefixtures("restored")
@@ -128,13 +128,13 @@ def test_a_running_task_ends_before_its_worker_takes_the_changed_code(laptop: St
     running = laptop.send("crawl", steps=100)  # 30 s
     state = f"from config.celery import app; print(app.AsyncResult({running!r}).state)"
     wait_for("its start", lambda: laptop.python(state) == "PROGRESS")
-    laptop.edit("core/tasks.py", "Done by", "Changed by")
+    laptop.edit("stack/tasks.py", "Done by", "Changed by")
     assert laptop.python(state) == "PROGRESS"
     # Cut off, it would come back much later: when its worker was silent for 2 TASK_TIME_LIMIT.
     assert laptop.result(running).startswith("Done by")
     changed = laptop.send("crawl", steps=1)
     assert laptop.result(changed).startswith("Changed by")
-    laptop.edit("core/tasks.py", "Changed by", "Done by")
+    laptop.edit("stack/tasks.py", "Changed by", "Done by")
 
 
 @pytest.mark.usefixtures("restored")
@@ -148,20 +148,20 @@ def test_a_task_that_is_called_before_its_worker_has_reloaded_waits_and_then_run
     started = laptop.containers()["worker-crawl"].attrs["State"]["StartedAt"]
     code = (
         "from config.celery import app;"
-        "print(*(app.send_task('core.tasks.added', (n,), queue='crawl').id for n in range(3)))"
+        "print(*(app.send_task('stack.tasks.added', (n,), queue='crawl').id for n in range(3)))"
     )
     tasks = laptop.python(code).split()
     wait_for(
-        "all are known to be unknown", lambda: log().count("Unknown task core.tasks.added") == 3
+        "all are known to be unknown", lambda: log().count("Unknown task stack.tasks.added") == 3
     )
     # Though there are more than the worker takes at a time, it goes on.
     assert laptop.result(laptop.send("crawl", steps=1)).startswith("Done by")
-    source = (laptop.folder / "core/tasks.py").read_text()
+    source = (laptop.folder / "stack/tasks.py").read_text()
     added = "\n\n@shared_task\ndef added(number: int) -> int:\n    return number + 1\n"
-    (laptop.folder / "core/tasks.py").write_text(source + added)
+    (laptop.folder / "stack/tasks.py").write_text(source + added)
     assert [laptop.result(task) for task in tasks] == ["1", "2", "3"]
     assert laptop.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
-    (laptop.folder / "core/tasks.py").write_text(source)
+    (laptop.folder / "stack/tasks.py").write_text(source)
 
 
 @pytest.mark.usefixtures("restored")
@@ -173,13 +173,13 @@ def test_a_changed_setting_is_used_by_the_web_and_by_workers(laptop: Stack) -> N
         return laptop.python(f"from config.celery import app; print({size})")
 
     wait_for("the worker", lambda: children() == "2")
-    laptop.edit("config/settings.py", '("CONCURRENCY", 2)', '("CONCURRENCY", 3)')
+    laptop.edit("config/settings.py", "\nQUEUES = ", "\nCELERY_WORKER_CONCURRENCY = 3\nQUEUES = ")
     laptop.edit("config/settings.py", '= "My Project"', '= "Another Name"')
-    wait_for("the changed page", lambda: "<h1>Another Name</h1>" in laptop.get("/").text)
+    wait_for("the changed page", lambda: "<h1>Another Name</h1>" in laptop.get("/status/").text)
     wait_for("the changed worker", lambda: children() == "3")
-    laptop.edit("config/settings.py", '("CONCURRENCY", 3)', '("CONCURRENCY", 2)')
+    laptop.edit("config/settings.py", "\nCELERY_WORKER_CONCURRENCY = 3", "")
     laptop.edit("config/settings.py", '= "Another Name"', '= "My Project"')
-    wait_for("the old page", lambda: "<h1>My Project</h1>" in laptop.get("/").text)
+    wait_for("the old page", lambda: "<h1>My Project</h1>" in laptop.get("/status/").text)
     wait_for("the old worker", lambda: children() == "2")
 
 
@@ -219,10 +219,10 @@ def test_git_checks_before_each_commit(
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "*")
     run = f"git add . && {Path(sys.executable).with_name('pre-commit')} run --all-files"
     laptop.shell(f"git init -q && {run}")
-    laptop.edit("core/views.py", "import asyncio\n", "import asyncio\nimport os\n")
+    laptop.edit("stack/health.py", "import asyncio\n", "import asyncio\nimport os\n")
     with pytest.raises(AssertionError, match="files were modified by this hook"):
         laptop.shell(run)
-    assert "import os" not in (laptop.folder / "core/views.py").read_text()
+    assert "import os" not in (laptop.folder / "stack/health.py").read_text()
 
 
 @pytest.mark.usefixtures("restored")
@@ -258,7 +258,7 @@ def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -
     (startapp,) = re.findall(r"`(.* startapp shop)`", readme)
     laptop.shell(startapp)
     assert (laptop.folder / "shop" / "models.py").stat().st_uid == 4242
-    laptop.edit("config/settings.py", '    "core",\n', '    "core",\n    "shop",\n')
+    laptop.edit("config/settings.py", '    "stack",\n', '    "stack",\n    "shop",\n')
     task = readme.split("# shop/tasks.py\n")[1].split("# in a view")[0]
     task = task.replace("...", "print('order', order_id)")
     (laptop.folder / "shop" / "tasks.py").write_text(task)
@@ -319,6 +319,26 @@ def test_a_queue_is_added_as_the_readme_says(laptop: Stack) -> None:
     laptop.up()
     task = laptop.send("thumbnails", steps=1)
     assert laptop.result(task) == f"Done by thumbnails@{laptop.slug}."
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_dashboard_is_deleted_as_its_readme_says(laptop: Stack) -> None:
+    readme = (laptop.folder / "stack/README.md").read_text()
+    steps = readme.split("## Delete the dashboard\n")[1].split("\n## ")[0]
+    remove, app, lines = re.findall(r"^\d\. (.*)", steps, re.M)
+    laptop.shell(re.findall(r"`(rm .*?)`", remove)[0])
+    name, file = re.findall("`(.*?)`", app)[0::2]
+    laptop.edit(file, f"    {name},\n", "")
+    pattern, *files = re.findall("`(.*?)`", lines)
+    for file in files:
+        path = laptop.folder / file
+        kept = [line for line in path.read_text().splitlines() if pattern not in line]
+        path.write_text("\n".join(kept) + "\n")
+    wait_for("a page less", lambda: laptop.get("/status/").status_code == 404)
+    assert laptop.get("/").status_code == 200
+    check = "./manage.py check && ruff check . && mypy --no-incremental . && pytest stack tests/test_home.py"
+    printed = laptop.shell(f"docker compose run --rm web sh -c '{check}'")
+    assert re.search(r"\d+ passed", printed)
 
 
 @pytest.mark.parametrize("path", ["/flower/", "/flower/workers", "/flower/api/workers"])

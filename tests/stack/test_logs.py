@@ -146,8 +146,7 @@ def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> No
     )
     assert len(re.findall('"message": "shop-line"', printed)) == heard
     serve = (
-        "gunicorn config.asgi & until config/alive page 8000 /healthz; do sleep 0.2; done;"
-        " kill $! && wait $!"
+        "gunicorn & until stack/watchdog page 8000 /healthz; do sleep 0.2; done; kill $! && wait $!"
     )
     started = production.compose(*arguments, "bash", "-c", serve, check=False)
     assert ("Starting gunicorn" in started) is (level == "DEBUG")
@@ -158,7 +157,7 @@ def test_a_laptop_has_lines_to_be_read(laptop: Stack) -> None:
     wait_for("the line", lambda: task in "".join(lines(laptop, "worker-crawl")))
     (line,) = (line for line in lines(laptop, "worker-crawl") if task in line)
     pattern = (
-        r"[\d-]{10} [\d:,]{12} INFO celery.app.trace Task core.tasks.sample.* \[" + task + r"\]"
+        r"[\d-]{10} [\d:,]{12} INFO celery.app.trace Task stack.tasks.sample.* \[" + task + r"\]"
     )
     assert re.fullmatch(pattern, line), line
 

@@ -46,7 +46,7 @@ def test_each_worker_consumes_its_own_queue_and_no_other(production: Stack) -> N
 def test_each_queues_tasks_are_run_by_its_own_worker(production: Stack) -> None:
     def counts() -> dict[str, int]:
         stats = production.inspect("stats")
-        return {node: found["total"].get("core.tasks.sample", 0) for node, found in stats.items()}
+        return {node: found["total"].get("stack.tasks.sample", 0) for node, found in stats.items()}
 
     before = counts()
     for queue in QUEUES:
@@ -77,7 +77,7 @@ def test_production_has_the_example_and_crawls_nothing_by_itself(production: Sta
 
 
 def test_a_task_without_a_route_runs_on_default(production: Stack) -> None:
-    code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
+    code = "from stack.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
     assert production.python(code) == f"Done by default@{production.slug}."
 
 
@@ -97,7 +97,7 @@ def test_a_rate_limit_can_be_changed_while_it_runs(production: Stack) -> None:
     def limit(rate: str) -> None:
         production.compose(
             "exec", "--no-TTY", "web-a",
-            "celery", "-A", "config", "control", "rate_limit", "core.tasks.sample", rate,
+            "celery", "-A", "config", "control", "rate_limit", "stack.tasks.sample", rate,
         )  # fmt: skip
 
     def state(task: str) -> str:
@@ -476,8 +476,9 @@ def test_the_image_holds_no_secret_no_tests_and_no_tool(production: Stack) -> No
         f"{production.slug}:latest", ["ls", "-A", "-I", "__pycache__", "/app"], remove=True
     )
     assert sorted(files.decode().split()) == sorted(
-        "compose.yaml config core gunicorn.conf.py home manage.py nginx notifications posts probe"
-        " pyproject.toml requirements-dev.txt requirements.txt".split()
+        "accounts compose.production.yaml compose.yaml config gunicorn.conf.py manage.py nginx"
+        " notifications posts probe pyproject.toml requirements-dev.txt requirements.txt stack static"
+        " templates".split()
     )
     installed = production.docker.containers.run(
         f"{production.slug}:latest",

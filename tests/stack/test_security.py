@@ -70,7 +70,7 @@ def upload(production: Stack, name: str, content: bytes) -> requests.Response:
 def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
     for path in ("", "workers", "tasks", "broker", "api/workers", "api/tasks", "api/queues/length"):
         assert production.get(f"/flower/{path}").status_code == 401, path
-    for path in ("worker/shutdown/default", "task/apply/core.tasks.sample", "worker/pool/grow/x"):
+    for path in ("worker/shutdown/default", "task/apply/stack.tasks.sample", "worker/pool/grow/x"):
         answer = requests.post(f"{production.url}/flower/api/{path}", timeout=60)
         assert answer.status_code == 401, path
     task = "00000000-0000-0000-0000-000000000000"
@@ -87,7 +87,7 @@ def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
 
 def test_another_site_cannot_use_a_logged_in_flower(production: Stack) -> None:
     auth = (production.settings["FLOWER_USER"], production.settings["FLOWER_PASSWORD"])
-    url = f"{production.url}/flower/api/task/async-apply/core.tasks.sample"
+    url = f"{production.url}/flower/api/task/async-apply/stack.tasks.sample"
     elsewhere = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
     answers = [
         requests.post(url, data='{"args": []}', auth=auth, headers=headers, timeout=60).status_code

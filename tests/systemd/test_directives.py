@@ -91,7 +91,7 @@ def test_no_pid_file_and_no_folder_has_to_be_made(machine: Machine) -> None:
 def test_a_stop_lets_the_running_task_end(machine: Machine) -> None:
     machine.start()
     send = (
-        "import time; from core.tasks import sample; task = sample.delay(steps=40, pause=0.5)\n"
+        "import time; from stack.tasks import sample; task = sample.delay(steps=40, pause=0.5)\n"
         "while task.state != 'PROGRESS': time.sleep(0.1)\n"
         "print(task.id)"
     )
@@ -162,7 +162,7 @@ def test_the_order_of_starts_does_not_matter(machine: Machine) -> None:
         machine.run("systemctl", "unmask", "--runtime", "redis-server")
         machine.run("systemctl", "start", "redis-server")
         machine.compose("start", "broker")
-    code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
+    code = "from stack.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
     for side in SIDES:
         assert machine.python(side, code).startswith("Done by default@")
 

@@ -266,7 +266,7 @@ def test_the_engine_is_killed(machine: Machine) -> None:
 def test_both_sides_still_run_tasks_after_all_that(machine: Machine) -> None:
     machine.start()
     for side in SIDES:
-        code = "from core.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
+        code = "from stack.tasks import sample; print(sample.delay(steps=1).get(timeout=180))"
         assert machine.python(side, code).startswith("Done by default@")
 
 

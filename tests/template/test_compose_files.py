@@ -163,7 +163,7 @@ def test_without_the_line_compose_and_the_settings_take_the_same_time_limit(
     defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
 ) -> None:
     copy = changed(defaults, "TASK_TIME_LIMIT=300", "# no TASK_TIME_LIMIT")
-    settings = (defaults / "config/settings.py").read_text(encoding="utf-8")
+    settings = (defaults / "stack/settings.py").read_text(encoding="utf-8")
     (default,) = re.findall(r'env\.int\("TASK_TIME_LIMIT", default=(\d+)\)', settings)
     for worker in workers(compose(copy, mode)["services"]).values():
         assert seconds(worker["stop_grace_period"]) == int(default) + 60

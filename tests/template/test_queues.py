@@ -1,6 +1,7 @@
 """Queues, routes and workers are the same, in every rendered file that names them."""
 
 import ast
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,33 +36,10 @@ def assigned(project: Path, name: str) -> ast.expr:
     return value
 
 
-def option(command: list[str], name: str) -> str:
-    """Give the argument of an option that is there once."""
-    assert command.count(name) == 1
-    return command[command.index(name) + 1]
-
-
 def test_settings_list_default_and_the_chosen_queues(
     project: Path, variant: dict[str, str]
 ) -> None:
     assert ast.literal_eval(assigned(project, "QUEUES")) == chosen(variant)
-
-
-def test_queues_and_routes_are_made_from_that_list(project: Path) -> None:
-    for name in ("CELERY_TASK_QUEUES", "CELERY_TASK_ROUTES"):
-        comprehension = assigned(project, name)
-        (generator,) = comprehension.generators
-        assert ast.unparse(generator.iter) == "QUEUES"
-        assert generator.ifs == []
-    routes = eval(ast.unparse(assigned(project, "CELERY_TASK_ROUTES")), {"QUEUES": ["a", "b"]})
-    assert routes == {"a.*": {"queue": "a"}, "b.*": {"queue": "b"}}
-
-
-def test_a_task_without_a_route_runs_on_default_and_no_queue_comes_up_by_itself(
-    project: Path,
-) -> None:
-    assert ast.literal_eval(assigned(project, "CELERY_TASK_DEFAULT_QUEUE")) == "default"
-    assert ast.literal_eval(assigned(project, "CELERY_TASK_CREATE_MISSING_QUEUES")) is False
 
 
 def test_every_queue_has_a_worker_and_every_worker_a_queue(
@@ -77,17 +55,16 @@ def test_a_worker_consumes_its_own_queue_and_no_other(
     services = compose(project, "production")["services"]
     for queue in chosen(variant):
         worker = services[f"worker-{queue}"]
-        assert worker["command"][:5] == ["celery", "-q", "-A", "config", "worker"]
-        assert option(worker["command"], "-Q") == queue
-        assert option(worker["command"], "-n") == f"{queue}@{project.name}"
-        assert worker["environment"]["QUEUE"] == queue
+        assert worker["command"][:3] == ["celery", "-q", "worker"]
+        assert worker["environment"]["CELERY_WORKER_QUEUES"] == queue
+        assert worker["environment"]["CELERY_WORKER_HOSTNAME"] == f"{queue}@{project.name}"
 
 
 def test_no_other_service_consumes_a_queue(services: dict[str, dict]) -> None:
     others = {name: service for name, service in services.items() if "worker" not in name}
     for name, service in others.items():
         assert "-Q" not in (service.get("command") or []), name
-        assert "QUEUE" not in (service.get("environment") or {}), name
+        assert "CELERY_WORKER_QUEUES" not in (service.get("environment") or {}), name
 
 
 def test_a_laptop_runs_the_same_commands_and_reloads_them(
@@ -99,7 +76,7 @@ def test_a_laptop_runs_the_same_commands_and_reloads_them(
         name = f"worker-{queue}"
         assert laptop[name]["command"] == production[name]["command"]
         assert "watchfiles" in str(laptop[name]["entrypoint"])
-        assert laptop[name]["environment"]["QUEUE"] == queue
+        assert laptop[name]["environment"]["CELERY_WORKER_QUEUES"] == queue
 
 
 def test_the_laptops_file_lists_every_worker(project: Path) -> None:
@@ -113,10 +90,15 @@ def test_the_laptops_file_lists_every_worker(project: Path) -> None:
 def test_the_system_check_reads_the_same_queues_from_compose_yaml(
     project: Path, variant: dict[str, str]
 ) -> None:
-    checks = ast.parse((project / "core/checks.py").read_text(encoding="utf-8"))
-    (function,) = (node for node in checks.body if getattr(node, "name", "") == "worker_queues")
-    names = {"re": re, "settings": SimpleNamespace(BASE_DIR=project)}
-    exec(compile(ast.Module([function], []), "checks.py", "exec"), names)
+    checks = ast.parse((project / "stack/checks.py").read_text(encoding="utf-8"))
+    parts = [
+        node
+        for node in checks.body
+        if getattr(node, "name", "") == "worker_queues"
+        or ast.unparse(node).startswith("CONSUMED = ")
+    ]
+    names = {"os": os, "re": re, "settings": SimpleNamespace(BASE_DIR=project)}
+    exec(compile(ast.Module(parts, []), "checks.py", "exec"), names)
     assert names["worker_queues"]() == set(chosen(variant))
 
 
@@ -126,4 +108,5 @@ def test_the_readme_shows_the_list_to_extend(project: Path, variant: dict[str, s
     *before, new = ast.literal_eval(shown)
     assert before == chosen(variant)
     assert new not in before
-    assert f"-Q, {new}, -n, {new}@{project.name}, " in readme
+    names = f"CELERY_WORKER_QUEUES: {new}, CELERY_WORKER_HOSTNAME: {new}@{project.name}"
+    assert readme.count(f"{{{names}}}") == 1

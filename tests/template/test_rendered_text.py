@@ -11,10 +11,6 @@ import yaml
 
 # What other answers than the given ones would have left, by the answer.
 UNCHOSEN = {
-    "broker": {
-        "redis": r"(?i)rabbitmq",
-        "rabbitmq": r"redis://.*@broker|visibility_timeout\"",
-    },
     "example": {"false": r"[Tt]he example|sample.site|\bposts\b|notifications|CRAWL_|feedparser"},
     "queues": {
         "crawl": r"(?i)notify",
@@ -51,7 +47,7 @@ def lines_with(pattern: str, project: Path, *, besides: str = r"(?!)") -> list[s
 
 
 def test_no_jinja_is_left(project: Path) -> None:
-    assert lines_with(r"\{%|%\}|\{\{(?!\.)|\{#", project, besides=r"/templates/") == []
+    assert lines_with(r"\{%|%\}|\{\{(?!\.)|\{#", project, besides=r"(^|/)templates/") == []
     assert lines_with(r"(?i)cookiecutter|jinja", project) == []
 
 
@@ -79,12 +75,11 @@ def test_blank_lines_are_as_a_person_leaves_them(project: Path) -> None:
 
 
 def test_nothing_tells_of_what_was_not_chosen(project: Path, variant: dict[str, str]) -> None:
-    # Pins are for all, and the manual of one broker tells how to change to the other.
     found = []
-    for question, answer in ({"broker": "redis"} | variant).items():
-        patterns = UNCHOSEN[question]
+    for question, answer in variant.items():
+        patterns = UNCHOSEN.get(question, {})
         pattern = patterns.get(answer) or patterns.get("", r"(?!)")
-        found += lines_with(pattern, project, besides=r"^requirements|^docs/broker")
+        found += lines_with(pattern, project, besides=r"^requirements")
     assert found == []
 
 
@@ -109,9 +104,12 @@ def test_every_file_that_a_text_names_exists(project: Path) -> None:
         missing += [
             f"{name}: {path}"
             for path in re.findall(
-                r"(?<![\w./-])(?:docs|config|nginx|core|broker|ops)/[\w./-]*\w", text
+                r"(?<![\w./-])(?:accounts|brokers|celery|config|docs|nginx|ops|stack|static|templates)/[\w./-]*\w",
+                text,
             )
-            if re.search(r"\.\w+$", path) and not (project / path).exists()
+            if re.search(r"\.\w+$", path)
+            and not (project / path).exists()
+            and not ((project / name).parent / path).exists()
         ]
     assert missing == []
 

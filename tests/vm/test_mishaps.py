@@ -34,7 +34,7 @@ END
         r"The web of this version does not answer within 15 s\.",
     ),
 }
-BROKEN_BEAT = 'COPY <<END config/scheduler.py\nraise RuntimeError("no scheduler")\nEND\n'
+BROKEN_BEAT = 'COPY <<END stack/celery/scheduler.py\nraise RuntimeError("no scheduler")\nEND\n'
 
 
 def last_line(said: str) -> str:

@@ -1,8 +1,7 @@
-"""What gunicorn serves."""
-
-import os
+"""The ASGI application that gunicorn serves, and uvicorn in development."""
 
 from django.core.asgi import get_asgi_application
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-application = get_asgi_application()
+from stack.health import HealthChecks
+
+application = HealthChecks(get_asgi_application())

@@ -2,14 +2,12 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.staticfiles.urls import staticfiles_urlpatterns
 from django.urls import include, path
-
-from core import views
+from django.views.generic import TemplateView
 
 urlpatterns = [
-    path("", include("home.urls")),
+    path("", TemplateView.as_view(template_name="home.html"), {"debug": settings.DEBUG}),
     path("admin/", admin.site.urls),
-    path("healthz", views.healthz),
-    path("readyz", views.readyz),
+    path("status/", include("stack.dashboard.urls")),
     *staticfiles_urlpatterns(),  # with DEBUG only; in production the proxy has the files
 ]
 if "debug_toolbar" in settings.INSTALLED_APPS:

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.test import Client
 
-from config.celery import app
 from notifications.models import Notification, Subscription
 from posts import crawler
 from posts.crawler import Unreachable, is_public
@@ -267,7 +267,7 @@ def wait_for_posts(count: int) -> None:
     [("posts.tasks.crawl_site", "crawl"), ("notifications.tasks.send_notification", "notify")],
 )
 def test_each_kind_of_work_has_its_queue(task: str, queue: str) -> None:
-    assert app.amqp.router.route({}, task)["queue"].name == queue
+    assert current_app.amqp.router.route({}, task)["queue"].name == queue
 
 
 @pytest.mark.django_db(transaction=True)

@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import AsyncIterator
 
-from core.tasks import sample
 from django.core.files.storage import default_storage
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
+from stack.tasks import sample
 
 from . import tasks
 

@@ -1,9 +1,9 @@
 from django.core.management.base import BaseCommand
 from django.db import transaction
 
-from config.environment import env
 from notifications.models import Subscription
 from posts.models import Site
+from stack.environment import env
 
 SITES = {
     "http://sample-site:8000/news.xml": Site.Kind.FEED,

@@ -1,0 +1,279 @@
+"""The dashboard in a real browser, and its stream."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, Response
+
+from tests.faults.helpers import children, main_process
+
+from .stack import Stack, wait_for
+
+UP = "Everything is up"
+
+
+def card(page: Page, queue: str) -> object:
+    """Find what the page says of a queue."""
+    return page.locator(f"[data-queue={queue}]")
+
+
+def wait_for_summary(page: Page, text: str) -> None:
+    """Wait until the line at the top reads `text`."""
+    page.locator("#summary").get_by_text(text, exact=True).wait_for()
+
+
+# In development ----------------------------------------------------------------------------------
+
+
+def test_the_progress_bar_moves_and_ends_in_the_result(laptop: Stack, page: Page) -> None:
+    answers: list[Response] = []
+    page.on("response", lambda answer: answers.append(answer))
+    page.goto(f"{laptop.url}/status/")
+    wait_for_summary(page, UP)
+    for queue in ("default", "crawl", "notify"):
+        answers.clear()
+        form = card(page, queue).locator("form")
+        form.locator("progress").evaluate(
+            """bar => {
+                bar.seen = [];
+                new MutationObserver(() => bar.seen.push(bar.value)).observe(bar, {attributes: true});
+            }"""
+        )
+        form.get_by_text("Send a task").click()
+        form.get_by_text(f"Done by {queue}@{laptop.slug}.").wait_for()
+        seen = form.locator("progress").evaluate("bar => bar.seen")
+        told = [answer.json() for answer in answers if re.search(r"/sample/.+/$", answer.url)]
+        assert seen == [0, *(task["progress"] for task in told)]
+        assert seen == sorted(seen)
+        assert seen[-1] == 1
+        assert form.locator("button").first.is_enabled()
+        assert card(page, queue).get_by_role("img").get_attribute("aria-label")
+
+
+def test_an_error_is_told_in_words(laptop: Stack, page: Page) -> None:
+    page.goto(f"{laptop.url}/status/")
+    card(page, "crawl").get_by_text("Send a failing task").click()
+    words = card(page, "crawl").get_by_text("Failed: This task was sent to fail.")
+    words.wait_for()
+
+
+def test_what_is_done_shows_in_the_chart(laptop: Stack, page: Page) -> None:
+    page.goto(f"{laptop.url}/status/")
+    laptop.result(laptop.send("notify", steps=1))
+    chart = card(page, "notify").get_by_role("img")
+    wait_for("a label", lambda: "per minute" in chart.get_attribute("aria-label"))
+    line = chart.locator("polyline").get_attribute("points").split()
+    assert len(line) == 60
+    assert len({point.split(",")[1] for point in line}) > 1
+    assert int(card(page, "notify").locator(".rate").text_content()) >= 1
+
+
+def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: Page) -> None:
+    page.goto(f"{laptop.url}/status/")
+    wait_for_summary(page, UP)
+    crawl = card(page, "crawl")
+    laptop.compose("stop", "worker-crawl")
+    try:
+        crawl.get_by_text("Worker down").wait_for()
+        wait_for_summary(page, "Down: worker-crawl")
+        crawl.get_by_text("Send a task").click()
+        crawl.get_by_text("Waiting until the worker is up again").wait_for()
+        crawl.locator(".waiting").get_by_text("1", exact=True).wait_for()
+    finally:
+        laptop.up()
+    crawl.get_by_text(f"Done by crawl@{laptop.slug}.").wait_for()
+    wait_for_summary(page, UP)
+
+
+def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
+    page.goto(f"{laptop.url}/status/")
+    wait_for_summary(page, UP)
+    container = laptop.containers()["worker-notify"]
+    (worker,) = children(container, main_process(laptop, "worker-notify"))  # of watchfiles
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        card(page, "notify").get_by_text("Worker down").wait_for()
+        wait_for_summary(page, "Down: worker-notify")
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # the watchdog was quicker
+            os.kill(worker, signal.SIGCONT)
+    wait_for_summary(page, UP)
+
+
+@pytest.mark.parametrize(
+    ("service", "place", "unknown", "known"),
+    [
+        ("broker", ".waiting", "\u2013", "0"),
+        ("cache", ".state", "Worker unknown", "Worker up"),
+        ("flower", ".state", "Worker up", "Worker up"),
+    ],
+)
+def test_a_service_that_is_away_is_named_and_comes_back(
+    laptop: Stack, page: Page, service: str, place: str, unknown: str, known: str
+) -> None:
+    page.goto(f"{laptop.url}/status/")
+    wait_for_summary(page, UP)
+    laptop.compose("stop", service)
+    state = page.locator(f"[data-service={service}]")
+    told = card(page, "default").locator(place)
+    try:
+        state.get_by_text("down").wait_for()
+        told.get_by_text(unknown, exact=True).wait_for()
+    finally:
+        laptop.up()
+    state.get_by_text("up").wait_for()
+    wait_for_summary(page, UP)
+    told.get_by_text(known, exact=True).wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1180, 390])
+def test_everybody_can_read_it(laptop: Stack, page: Page, scheme: str, width: int) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(f"{laptop.url}/status/")
+    wait_for_summary(page, UP)
+    for button, words in (("Send a task", "Done by"), ("Send a failing task", "Failed")):
+        card(page, "default").get_by_text(button).click()
+        card(page, "default").get_by_text(words).wait_for()
+        # "preload" has axe make style sheets of its own, which our Content-Security-Policy blocks.
+        beside = {"exclude": [["#djDebug"], ["#djDebugRoot"]]}
+        found = Axe().run(page, beside, {"preload": False}).response["violations"]
+        assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# Its stream ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def streams(stack: Stack, count: int, **options: object) -> Iterator[list[Iterator[str]]]:
+    """Open streams and give the lines of each; all are closed at the end."""
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(count) as threads:
+        # All at once, because each lasts for half a minute only.
+        opening = [
+            threads.submit(stack.get, "/status/live/", stream=True, **options) for _ in range(count)
+        ]
+        answers = [answer.result() for answer in opening]
+        for answer in answers:
+            opened.enter_context(answer)
+            assert answer.headers["Content-Type"] == "text/event-stream"
+        yield [answer.iter_lines(chunk_size=1, decode_unicode=True) for answer in answers]
+
+
+def looks(lines: Iterator[str], count: int) -> list[int]:
+    """Give the numbers of the next looks that a stream tells of."""
+    numbers = (int(line.removeprefix("id: ")) for line in lines if line.startswith("id: "))
+    return [next(numbers) for _ in range(count)]
+
+
+def until(lines: Iterator[str], last: int) -> Iterator[int]:
+    """Return the numbers of the next looks, up to this one."""
+    number = 0
+    while number < last:
+        (number,) = looks(lines, 1)
+        yield number
+
+
+def test_all_who_listen_share_one_look_at_the_broker(laptop: Stack) -> None:
+    def asked() -> int:
+        """Count how often anybody asked how long a queue is."""
+        stats = laptop.compose("exec", "--no-TTY", "broker", "redis-cli", "info", "commandstats")
+        return int(re.search(r"cmdstat_llen:calls=(\d+)", stats)[1])
+
+    costs = {}
+    for listeners in (1, 10):
+        with streams(laptop, listeners) as opened:
+            begin = [looks(lines, 1)[0] for lines in opened]
+            before = asked()
+            last = max(begin) + 3
+            told = [[*until(lines, last)] for lines in opened]
+            costs[listeners] = (asked() - before) / (last - begin[0])
+            for first, numbers in zip(begin, told, strict=True):
+                assert numbers == [*range(first + 1, last + 1)]  # the same for all, none left out
+    assert 0 < costs[10] < 3 * costs[1]
+
+
+def test_listeners_are_bounded_and_a_closed_tab_frees_its_place(laptop: Stack, page: Page) -> None:
+    with streams(laptop, 50) as opened:
+        for lines in opened:
+            looks(lines, 1)
+        page.goto(f"{laptop.url}/status/")
+        wait_for_summary(page, "50 pages are open already. This one tries again every 30 seconds.")
+        looks(opened[0], 1)  # the others go on
+    page.reload()
+    wait_for_summary(page, UP)
+
+
+# In production ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def staff(production: Stack) -> dict[str, str]:
+    """The cookie of a member of the staff."""
+    code = """
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.sessions.backends.db import SessionStore
+user = get_user_model().objects.create_user("watcher", is_staff=True)
+session = SessionStore()
+session[SESSION_KEY] = str(user.pk)
+session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
+session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+session.create()
+print(session.session_key)
+"""
+    return {"sessionid": production.python(code)}
+
+
+def test_staff_sees_all_of_it_under_the_content_security_policy(
+    production: Stack, staff: dict[str, str], page: Page
+) -> None:
+    cookies = [
+        {"name": name, "value": value, "url": production.url} for name, value in staff.items()
+    ]
+    page.context.add_cookies(cookies)
+    policy = page.goto(f"{production.url}/status/").headers["content-security-policy"]
+    assert policy == "default-src 'self'; frame-ancestors 'none'; object-src 'none'"
+    wait_for_summary(page, UP)
+    card(page, "crawl").get_by_text("Send a task").click()
+    card(page, "crawl").get_by_text(f"Done by crawl@{production.slug}.").wait_for()
+
+
+def test_the_stream_is_for_staff(production: Stack) -> None:
+    assert production.get("/status/live/").headers["Location"] == "/admin/login/?next=/status/live/"
+
+
+def test_the_stream_passes_the_proxy_at_once(production: Stack, staff: dict[str, str]) -> None:
+    with streams(production, 1, cookies=staff) as (lines,):
+        events = [line for line in (next(lines) for _ in range(12)) if line.startswith("data: ")]
+    state = json.loads(events[-1].removeprefix("data: "))
+    assert list(state["queues"]) == ["default", "crawl", "notify"]
+    assert set(state["services"]) == {
+        *("proxy", "web-a", "web-b", "flower", "beat", "broker", "cache", "db"),
+    }
+
+
+def test_a_reload_ends_streams_and_waits_for_none(production: Stack, staff: dict[str, str]) -> None:
+    def serving() -> set[str]:
+        rows = production.containers()["web-a"].top(ps_args="-eo pid,args")["Processes"]
+        return {pid for pid, command in rows if command.endswith("/gunicorn")}
+
+    before = serving()
+    with streams(production, 4, cookies=staff) as opened:  # two from each web
+        for lines in opened:
+            looks(lines, 1)
+        production.compose("exec", "--no-TTY", "web-a", "bash", "-c", "kill -HUP 1")
+        wait_for("the new process", lambda: serving() - before)
+        # Alone, a stream would last twice as long.
+        wait_for("the end of the old one", lambda: len(serving()) == len(before))
+        for lines in opened:
+            # and no broken end
+            assert all(re.match(r"$|:|id:|data:|retry:", line) for line in lines)

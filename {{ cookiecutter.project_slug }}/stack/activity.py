@@ -1,0 +1,148 @@
+"""
+What workers and beat report about themselves, every few seconds, through the cache.
+
+It costs a task nothing: a worker counts its tasks anyway, and writes from a thread of its own.
+"""
+
+import functools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import redis
+from celery import current_app
+from django.conf import settings
+
+STEP = 10  # seconds whose tasks are counted together
+MINUTE = 60 // STEP  # steps
+STEPS = 60 + MINUTE  # steps that are shown, and one minute more
+LOST = 7  # seconds without a report after which a worker is down; there is one every 2
+BEAT_LOST = 25  # the same for beat, which reports every 10
+HOST = socket.gethostname()  # of the container: a worker may have a second one for a while
+
+
+def consumed() -> list[str]:
+    """Return the names of the queues that this worker consumes."""
+    return list(current_app.amqp.queues.consume_from)
+
+
+@functools.cache
+def store() -> redis.Redis:
+    """Return a client of the cache's Redis: Django's cache has no hashes."""
+    url = settings.CACHES["default"]["LOCATION"]
+    return redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
+
+
+class Activity:
+    """What this process reports when it is a worker or beat."""
+
+    def __init__(self) -> None:
+        self.writer = ThreadPoolExecutor(1, "activity")
+        self.writing: Future | None = None
+        self.reported = 0  # tasks
+        self.stopping = self.ended = False
+
+    def write(self, write: Callable[..., object], *args: object) -> None:
+        """Call `write` in the thread, unless it still waits for a slow or unavailable cache."""
+        if self.writing is None or self.writing.done():
+            self.writing = self.writer.submit(write, *args)
+
+    def report_worker(self, **kwargs: object) -> None:
+        """Report how many tasks run and how many have ended; a receiver of heartbeat_sent."""
+        from celery.worker import state
+
+        running = len(state.active_requests)
+        self.write(self.write_worker, running, state.all_total_count[0] - running)
+
+    def write_worker(self, running: int, done: int) -> None:
+        """Write to the cache; the figures of a worker with several queues count for each of them."""
+        about = json.dumps({"at": time.time(), "running": running, "stopping": self.stopping})
+        with store().pipeline(transaction=False) as pipe:
+            for queue in consumed():
+                key = f"activity:workers:{queue}"
+                pipe.hset(key, HOST, about)
+                pipe.expire(key, 60)
+                if done > self.reported:
+                    key = counter(queue, time.time())
+                    pipe.incrby(key, done - self.reported)
+                    pipe.expire(key, STEP * (STEPS + 1))
+            pipe.execute()
+        self.reported = done
+
+    def worker_is_stopping(self, **kwargs: object) -> None:
+        """Go on while the last tasks end, without heartbeats; a receiver of worker_shutting_down."""
+        self.stopping = True
+
+        def keep_reporting() -> None:
+            while not self.ended:
+                self.report_worker()
+                time.sleep(2)
+
+        threading.Thread(target=keep_reporting, daemon=True).start()
+
+    def worker_has_stopped(self, **kwargs: object) -> None:
+        """Remove this worker's report; a receiver of worker_shutdown."""
+
+        def remove() -> None:
+            for queue in consumed():
+                store().hdel(f"activity:workers:{queue}", HOST)
+
+        self.ended = True
+        self.writer.submit(remove)  # the process ends when that is done
+
+    def report_beat(self) -> None:
+        """Report that beat looked at its schedule."""
+        self.write(store().set, "activity:beat", HOST, BEAT_LOST)
+
+
+activity = Activity()
+
+
+@dataclass
+class Workers:
+    """The workers of a queue: how many are up and how many stop, what they run and have done."""
+
+    up: int
+    stopping: int
+    running: int
+    done: list[int]  # tasks that ended within a minute, for each STEP seconds; the last is now's
+
+
+def counter(queue: str, moment: float) -> str:
+    """Return the key that counts the tasks of the step with `moment`, in seconds since 1970."""
+    return f"activity:done:{queue}:{int(moment / STEP)}"
+
+
+def read(queues: list[str]) -> tuple[dict[str, Workers], bool]:
+    """
+    Return the workers of each queue, and whether beat runs.
+
+    Raises redis.RedisError when the cache does not answer.
+    """
+    now = time.time()
+    with store().pipeline(transaction=False) as pipe:
+        pipe.exists("activity:beat")
+        for queue in queues:
+            pipe.hvals(f"activity:workers:{queue}")
+            pipe.mget([counter(queue, now - STEP * ago) for ago in reversed(range(STEPS))])
+        beat, *answers = pipe.execute()
+    return {
+        queue: about(workers, [int(count or 0) for count in counts], now)
+        for queue, workers, counts in zip(queues, answers[::2], answers[1::2], strict=True)
+    }, bool(beat)
+
+
+def about(found: list[bytes], counts: list[int], now: float) -> Workers:
+    """Return the sum of what the workers of a queue reported and did in each step until now."""
+    workers = [worker for worker in map(json.loads, found) if worker["at"] > now - LOST]
+    stopping = sum(worker["stopping"] for worker in workers)
+    running = sum(worker["running"] for worker in workers)
+    done = [sum(counts[step : step + MINUTE]) for step in range(1, STEPS - MINUTE)]
+    # The last step is not over, so the last minute includes a part of another one.
+    part = 1 - now % STEP / STEP
+    done.append(round(sum(counts[-MINUTE:]) + part * counts[-MINUTE - 1]))
+    return Workers(len(workers) - stopping, stopping, running, done)

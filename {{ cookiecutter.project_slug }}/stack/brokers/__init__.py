@@ -1,0 +1,43 @@
+"""
+What differs between brokers: one module for each, selected by the scheme of CELERY_BROKER_URL.
+
+Each module defines
+
+- `queue(name)`: the queue as senders and workers declare it,
+- `transport_options(visibility_timeout, patience)`: kombu's options, both in seconds,
+- `EVENT_OPTIONS`: what differs from them on a worker's connection for events,
+- `check_capacity()`: raises kombu's OperationalError when the broker is too full for new tasks,
+- `oldest(channel, queue)`: the age of the oldest task in seconds, None when that is not known,
+- `AGE_UNKNOWN`: one sentence that says why not, "" when it is.
+"""
+
+import functools
+from importlib import import_module
+from typing import Any
+
+from celery import current_app
+from django.core.exceptions import ImproperlyConfigured
+
+MODULES = {
+    "redis": "redis",
+    "rediss": "redis",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "pyamqp": "rabbitmq",
+}
+
+
+@functools.cache
+def module(url: str) -> Any:
+    """Return the module for the broker at `url`; ImproperlyConfigured when there is none."""
+    scheme = url.partition("://")[0]
+    if scheme not in MODULES:
+        raise ImproperlyConfigured(
+            f'CELERY_BROKER_URL starts with "{scheme}"; supported are {", ".join(MODULES)}.'
+        )
+    return import_module(f".{MODULES[scheme]}", __name__)
+
+
+def current() -> Any:
+    """Return the module for the broker of the current app."""
+    return module(current_app.conf.broker_url)

@@ -1,0 +1,115 @@
+"""RabbitMQ as the broker, with quorum queues."""
+
+import time
+from typing import Any
+
+from celery.contrib.migrate import State, move
+from kombu import Exchange, Message, Queue
+from kombu.exceptions import OperationalError
+from kombu.transport.base import StdChannel
+
+# Messages that no worker could take; docs/broker.md explains what to do with them.
+DEAD_LETTERS = Queue(
+    "dead.letters",
+    queue_arguments={
+        "x-queue-type": "quorum",
+        "x-delivery-limit": -1,  # reading a message is a delivery, too
+        "x-max-length": 10_000,  # then the oldest is dropped
+    },
+)
+
+
+class WorkQueue(Queue):
+    """A queue that is always declared together with the one for dead letters."""
+
+    def queue_declare(
+        self, nowait: bool = False, passive: bool = False, channel: StdChannel | None = None
+    ) -> str | None:
+        """Declare both."""
+        DEAD_LETTERS(channel or self.channel).queue_declare()
+        return super().queue_declare(nowait, passive, channel)
+
+
+def queue(name: str) -> Queue:
+    """
+    Return the queue `name`, with an exchange of its own.
+
+    A quorum queue survives a restart of the broker and counts deliveries, so that a task that kills
+    its workers becomes a dead letter: https://www.rabbitmq.com/docs/quorum-queues
+    Tasks with a countdown or eta wait in the broker, which takes a topic exchange:
+    https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html#using-quorum-queues
+    """
+    return WorkQueue(
+        name,
+        Exchange(name, type="topic"),
+        routing_key=name,
+        queue_arguments={
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 5,
+            "x-dead-letter-exchange": "",  # the default exchange: it routes by the queue's name
+            "x-dead-letter-routing-key": DEAD_LETTERS.name,
+            # Kept here until it is safe there, which requires the second line.
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
+
+
+def transport_options(visibility_timeout: int, patience: int) -> dict[str, object]:
+    """
+    Return kombu's options for RabbitMQ.
+
+    `visibility_timeout` does not apply: RabbitMQ redelivers a message as soon as the connection of
+    its worker ends. `patience`: seconds that a process waits for its first connection.
+    """
+    return {
+        "confirm_publish": True,  # a task is accepted when the broker says so
+        "connect_retries_timeout": patience,
+        "on_blocked": refuse,
+        "read_timeout": 5,  # seconds; a full broker does not even confirm a close
+    }
+
+
+REST = 15  # seconds in which nothing is sent after RabbitMQ has reported that it is full
+FULL = "RabbitMQ accepts no tasks: its memory or its disk is full."
+blocked = -float("inf")  # when it reported that last, by time.monotonic()
+
+
+def refuse(reason: str) -> None:
+    """
+    Raise kombu's OperationalError in a producer that RabbitMQ would block until it has capacity.
+
+    What this producer had sent just before may still run: https://www.rabbitmq.com/docs/alarms
+    """
+    global blocked
+    blocked = time.monotonic()
+    raise OperationalError(FULL)
+
+
+def check_capacity() -> None:
+    """Raise the same at once for the next producers: on that connection they would block, too."""
+    if time.monotonic() < blocked + REST:
+        raise OperationalError(FULL)
+
+
+# A worker must not wait for the broker to confirm what only Flower reads.
+EVENT_OPTIONS: dict[str, object] = {"confirm_publish": False, "on_blocked": None}
+
+
+def redeliver() -> State:
+    """Move each dead letter back to the queue it came from; the State's `filtered` counts them."""
+
+    def origin(body: object, message: Message) -> tuple[str, str]:
+        queue = message.headers["x-first-death-queue"]
+        return queue, queue  # the exchange has the same name
+
+    # celery-types does not know that it accepts queues, too. It ends after 5 s without a message.
+    return move(origin, source=[DEAD_LETTERS], timeout=5)  # type: ignore[list-item]
+
+
+AGE_UNKNOWN = "RabbitMQ does not report how long a task has waited without delivering it."
+
+
+def oldest(channel: Any, queue: str) -> float | None:
+    """Return None: reading a message's date would count as one of its deliveries."""
+    return None

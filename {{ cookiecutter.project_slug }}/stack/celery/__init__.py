@@ -1,0 +1,37 @@
+"""
+Celery with what this stack adds to it. This is the map of everything that hooks into Celery:
+
+| hook | where | why |
+|---|---|---|
+| default settings | defaults.py | reliability; each may be overridden as CELERY_… in the project's settings |
+| class of every task | task.py | refusals, redeliveries, retries |
+| class of a worker's request | request.py | log lines about a task whose child process ended |
+| a worker's consumer | consumer.py | unknown tasks, events in batches |
+| beat's scheduler | scheduler.py | the heartbeat |
+| result backend | results.py | what ./manage.py failed shows |
+| every signal | signals.py | logs, heartbeats, countdowns, memory |
+| kombu's QoS for Redis | ../brokers/redis.py | acknowledgements that Redis answers late |
+"""
+
+from typing import Any
+
+import celery
+
+from . import defaults, signals
+
+
+class Celery(celery.Celery):
+    """Celery's app class with all of the above; a project makes one instance, in config/celery.py."""
+
+    task_cls = "stack.celery.task:Task"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Create the app, with the arguments of Celery's own class."""
+        super().__init__(*args, **options)
+        self.add_defaults(defaults.for_settings)
+        self.on_after_configure.connect(defaults.add_routes)
+        # Has no setting: Celery's own results, with what ./manage.py failed needs.
+        self.loader.override_backends = dict.fromkeys(
+            ["redis", "rediss"], "stack.celery.results:Results"
+        )
+        signals.connect()

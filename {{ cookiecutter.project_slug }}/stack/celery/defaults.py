@@ -1,0 +1,112 @@
+"""
+Celery's settings that no project should have to change.
+
+They are made when the project's settings are complete, so what follows from QUEUES or TASK_TIME_LIMIT
+follows from the project's own. The project overrides any of them with CELERY_<NAME> in its settings.
+https://docs.celeryq.dev/en/stable/userguide/configuration.html
+"""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from stack import brokers
+from stack.environment import SERVICE, env, for_worker
+
+
+def for_settings() -> dict[str, Any]:
+    """Return the defaults for those that the project's settings do not set."""
+    # What Celery calls defaults would win otherwise.
+    return {
+        name: value
+        for name, value in everything().items()
+        if not hasattr(settings, f"CELERY_{name.upper()}")
+    }
+
+
+def add_routes(source: Any, **kwargs: object) -> None:
+    """Route tasks of an app with a queue's name to that queue, after the project's own routes."""
+    own = source.task_routes or []
+    by_name = {f"{name}.*": {"queue": name} for name in settings.QUEUES}
+    source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
+
+
+def everything() -> dict[str, Any]:
+    """Return all defaults; ImproperlyConfigured when a worker's time limit is too long."""
+    broker = brokers.module(settings.CELERY_BROKER_URL)
+
+    # One number, in seconds, from which the others follow: no task runs longer than
+    # TASK_TIME_LIMIT, compose waits that long and a minute before it kills a worker, and a task
+    # that was not acknowledged for twice as long was lost with its worker and is redelivered.
+    time_limit = for_worker("TIME_LIMIT", settings.TASK_TIME_LIMIT)
+    if time_limit > settings.TASK_TIME_LIMIT:
+        raise ImproperlyConfigured(
+            "A worker's TIME_LIMIT may not exceed TASK_TIME_LIMIT; raise TASK_TIME_LIMIT in .env."
+        )
+    # Seconds that a producer waits for a broker that is unavailable. A request holds one of the few
+    # connections to the database meanwhile, so the web waits as long as a short restart takes.
+    patience = 5 if SERVICE == "web" else 20
+    every_second = {
+        "max_retries": patience,
+        "interval_start": 1,
+        "interval_step": 0,
+        "interval_max": 1,
+    }
+    return {
+        # Queues
+        "task_queues": [broker.queue(name) for name in settings.QUEUES],
+        "task_default_queue": "default",
+        # A misspelt queue is an error, not a queue that nobody consumes.
+        # https://docs.celeryq.dev/en/stable/userguide/configuration.html#task-create-missing-queues
+        "task_create_missing_queues": False,
+        # JSON loads no code: https://docs.celeryq.dev/en/stable/userguide/security.html#serializers
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "timezone": settings.TIME_ZONE,
+        # Workers
+        "worker_concurrency": for_worker("CONCURRENCY", 2),
+        # Against leaks:
+        # https://docs.celeryq.dev/en/stable/userguide/workers.html#max-tasks-per-child-setting
+        "worker_max_tasks_per_child": for_worker("MAX_TASKS_PER_CHILD", 1000),
+        "worker_max_memory_per_child": for_worker("MAX_MEMORY_PER_CHILD", 200_000),  # KiB
+        "task_time_limit": time_limit,
+        "task_soft_time_limit": 0.9 * time_limit,
+        # A task is acknowledged when it has ended, so that it survives its worker; it must be
+        # idempotent: https://docs.celeryq.dev/en/stable/faq.html#should-i-use-retry-or-acks-late
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # Take no more than can be run now.
+        # https://docs.celeryq.dev/en/stable/userguide/optimizing.html#prefetch-limits
+        "worker_prefetch_multiplier": 1,
+        # A lost connection does not cancel what runs; its message is redelivered and finds the work
+        # done.
+        # https://docs.celeryq.dev/en/stable/userguide/configuration.html#worker-cancel-long-running-tasks-on-connection-loss
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Events are what Flower shows.
+        # https://docs.celeryq.dev/en/stable/userguide/monitoring.html#events
+        "worker_send_task_events": True,
+        "worker_consumer": "stack.celery.consumer:Consumer",
+        # Broker
+        "broker_transport_options": broker.transport_options(
+            visibility_timeout=2 * settings.TASK_TIME_LIMIT, patience=patience
+        ),
+        # Services start in any order and may be unavailable for long.
+        # https://docs.celeryq.dev/en/stable/userguide/configuration.html#broker-connection-retry-on-startup
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # https://docs.celeryq.dev/en/stable/userguide/calling.html#message-sending-retry
+        "task_publish_retry_policy": every_second,
+        # Results
+        "result_expires": env.int("TASK_RESULT_EXPIRES", default=24 * 3600),  # seconds
+        # A producer subscribes to the result before it sends the task.
+        "result_backend_transport_options": {"retry_policy": every_second},
+        "task_store_errors_even_if_ignored": True,  # for ./manage.py failed
+        # Beat
+        "beat_scheduler": "stack.celery.scheduler:Scheduler",
+        # Write down at once what was sent, or a beat that is killed sends it again.
+        # https://docs.celeryq.dev/en/stable/userguide/configuration.html#beat-sync-every
+        "beat_sync_every": 1,
+    }

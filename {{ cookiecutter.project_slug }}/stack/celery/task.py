@@ -1,0 +1,100 @@
+"""The class of every task: @shared_task and @app.task make instances of it."""
+
+from typing import Any
+
+from celery import Signature
+from celery.contrib.django.task import DjangoTask
+from celery.exceptions import NotRegistered, QueueNotFound, Reject
+from celery.result import AsyncResult
+from celery.utils.log import get_task_logger
+from django.core.cache import cache
+from kombu.exceptions import OperationalError
+
+from stack import brokers, logs
+
+from . import countdown
+
+CONFIRM_TIMEOUT = 10  # seconds that RabbitMQ may take to confirm a task
+
+logger = get_task_logger(__name__)
+
+
+class TooManyDeliveries(Exception):
+    """The task was started several times and never ended: it seems to kill its workers."""
+
+
+class UnknownTask(NotRegistered):
+    """The worker has no code for the task: another release has, or the name is wrong."""
+
+    def __str__(self) -> str:
+        """Return the message as it is; a KeyError puts quotes around it."""
+        return str(self.args[0])
+
+
+class Task(DjangoTask):
+    """Celery's task, made safe where the settings alone are not enough."""
+
+    Request = "stack.celery.request:Request"
+    max_deliveries = 5  # then a task that kills its worker fails
+
+    def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
+        """Raise TooManyDeliveries, or Ignore when the task is not due yet."""
+        if (self.request.delivery_info or {}).get("redelivered"):
+            deliveries = 1 + count_redelivery(task_id)
+            if deliveries > self.max_deliveries:
+                task = f"{self.name}[{task_id}]"
+                raise TooManyDeliveries(
+                    f"{task} was started {deliveries - 1} times and never ended."
+                )
+        countdown.send_again_unless_due(self, args, kwargs)
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        """
+        Send this task; OperationalError when the broker or the result backend is unavailable.
+
+        It is kombu's, and the one error to catch. Celery raises others too, such as RuntimeError
+        when Redis ends between two attempts to subscribe to the result.
+        """
+        is_retry = self.request.id and kwargs.get("task_id") == self.request.id
+        if not is_retry and not self.app.conf.task_always_eager:
+            brokers.current().check_capacity()
+        kwargs.setdefault("confirm_timeout", CONFIRM_TIMEOUT)
+        try:
+            return super().apply_async(*args, **kwargs)
+        except QueueNotFound:  # a KeyError, which kombu counts as a lost connection to Redis
+            raise
+        except (RuntimeError, *self.app.connection_for_write().connection_errors) as error:  # type: ignore[misc]
+            if self.app.conf.task_always_eager:  # the task ran just now: its own error
+                raise
+            raise OperationalError(str(error)) from error
+
+    def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
+        """
+        Add the queue to what Celery does: a retry goes where the task came from.
+
+        Celery passes exchange and routing key on, but a message that the broker itself delays is
+        routed by the queue.
+        """
+        request = kwargs.get("request") or (args[0] if args else None) or self.request
+        queue = logs.queue(request)
+        if queue in self.app.amqp.queues:
+            kwargs.setdefault("queue", queue)
+        return super().signature_from_request(*args, **kwargs)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Retry as Celery does, but keep the message when the retry cannot be sent."""
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as rejection:
+            raise Reject(rejection.reason, requeue=True) from rejection  # type: ignore[attr-defined]
+
+
+def count_redelivery(task_id: str) -> int:
+    """Count a redelivery of a task; return how many there were, 0 when the cache is unavailable."""
+    key = f"redeliveries:{task_id}"
+    try:
+        cache.add(key, 0, timeout=24 * 3600)
+        return cache.incr(key)
+    except Exception:  # whatever it is, the task must not fail for it
+        logger.warning("The cache is unavailable: a redelivery of %s is not counted.", task_id)
+        return 0

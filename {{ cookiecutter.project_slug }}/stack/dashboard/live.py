@@ -1,0 +1,185 @@
+"""
+What the dashboard shows, as server-sent events.
+
+One check per second serves all pages that are connected to this process; without any there is none.
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import asyncio
+import http.client
+import json
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+
+from stack import activity, queues
+from stack.health import check_database
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 1  # seconds between two checks
+TIMEOUT = 3  # seconds after which a service that does not answer is down
+MAX_LISTENERS = 50  # in this process; each holds a thread and a connection of the proxy
+# Seconds that a stream lasts. The browser then opens another, so that a log-out takes effect, and a
+# proxy that stops need not wait for long (stop_grace_period in compose.yaml).
+LIFE = 30
+FULL = f"""retry: 30000
+event: full
+data: {MAX_LISTENERS} pages are open already. This one tries again every 30 seconds.
+
+"""
+
+# A service that answers on its page is up. In development there is one web instance.
+PAGES = {
+    "proxy": (8080, "/proxy-alive"),
+    "web-a": (8000, "/healthz"),
+    "web-b": (8000, "/healthz"),
+    "flower": (5555, "/flower/healthcheck"),
+}
+if settings.DEBUG:
+    del PAGES["web-b"]
+SERVICES = [*PAGES, "beat", "broker", "cache", "db"]
+
+
+def check_page(host: str, port: int, path: str) -> None:
+    """Raise unless the page answers 200."""
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", path, headers={"Host": "localhost"})
+        status = connection.getresponse().status
+        if status != 200:
+            raise http.client.HTTPException(f"{host} answered {status}")
+    finally:
+        connection.close()
+
+
+class Probe:
+    """A check of one service that is repeated, in a thread, and never runs twice at the same time."""
+
+    def __init__(self, name: str, check: Callable[[], object], pause: float = 0) -> None:
+        """Call `check`, which raises when the service is down, with `pause` seconds between."""
+        self.name, self.check, self.pause = name, check, pause
+        self.started = -pause
+        self.running: asyncio.Future | None = None
+        self.up: bool | None = None  # None: not known yet
+        self.answer: Any = None
+
+    def start(self, threads: ThreadPoolExecutor) -> asyncio.Future | None:
+        """Start the check when it is due; return what to wait for, if anything."""
+        if self.running is None and time.monotonic() >= self.started + self.pause:
+            self.started = time.monotonic()
+            self.running = asyncio.get_running_loop().run_in_executor(threads, self.check)
+        return self.running
+
+    def update(self) -> None:
+        """Store the answer if there is one; without one for TIMEOUT seconds the service is down."""
+        if self.running and self.running.done():
+            error = self.running.exception()
+            if error and self.up is not False:
+                logger.warning("%s is down: %r", self.name, error)
+            self.up = error is None
+            self.answer = self.running.result() if self.up else None
+            self.running = None
+        elif self.running and time.monotonic() > self.started + TIMEOUT:
+            self.up, self.answer = False, None
+
+
+class Live:
+    """The repeated check, and the streams that send its outcome."""
+
+    def __init__(self) -> None:
+        self.listeners = self.checks = 0
+        self.latest: str | None = None
+        self.checking: asyncio.Task | None = None
+        self.next: asyncio.Future[str | None]
+
+    async def listen(self) -> AsyncIterator[str]:
+        """Yield an event after each check, for LIFE seconds or until this server stops."""
+        if self.listeners >= MAX_LISTENERS:
+            yield FULL
+            return
+        self.listeners += 1
+        try:
+            if self.checking is None:
+                self.next = asyncio.get_running_loop().create_future()
+                self.checking = asyncio.create_task(self.check())
+            yield "retry: 500\n\n"  # milliseconds until the browser comes back
+            if self.latest:
+                yield self.latest
+            end = time.monotonic() + LIFE
+            while time.monotonic() < end and (text := await asyncio.shield(self.next)):
+                yield text
+        finally:
+            self.listeners -= 1
+
+    async def check(self) -> None:
+        """Check all services and send the outcome to the streams, as long as there is one."""
+        connection = queues.connect()
+        threads = ThreadPoolExecutor(thread_name_prefix="dashboard")
+        probes = [
+            Probe("broker", partial(queues.waiting, connection)),
+            Probe("cache", partial(activity.read, settings.QUEUES)),
+            Probe("db", check_database, pause=5),
+            *(
+                Probe(host, partial(check_page, host, *page), pause=5)
+                for host, page in PAGES.items()
+            ),
+        ]
+        try:
+            while self.listeners and not stopping():
+                running = [probe.start(threads) for probe in probes]
+                await asyncio.wait([*filter(None, running)], timeout=PAUSE / 2)
+                for probe in probes:
+                    probe.update()
+                self.checks += 1
+                done, self.next = self.next, asyncio.get_running_loop().create_future()
+                self.latest = (
+                    f": {self.listeners} listening\n"
+                    f"id: {self.checks}\ndata: {json.dumps(message(probes))}\n\n"
+                )
+                done.set_result(self.latest)
+                await asyncio.sleep(PAUSE)
+        finally:
+            self.checking = self.latest = None
+            self.next.set_result(None)
+            threads.submit(connection.release)
+            threads.shutdown(wait=False)
+
+
+def message(probes: list[Probe]) -> dict[str, object]:
+    """Return what the page shows: the state of each service, the figures of each queue."""
+    answers = {probe.name: probe.answer for probe in probes}
+    waiting: dict[str, queues.Waiting] = answers["broker"] or {}
+    reported: Any = answers["cache"] or ({}, None)
+    workers, beat = reported
+    up = {probe.name: probe.up for probe in probes} | {"beat": beat}
+    return {
+        "services": {name: up[name] for name in SERVICES},
+        "queues": {
+            name: {
+                "waiting": asdict(waiting[name]) if name in waiting else None,
+                "workers": asdict(workers[name]) if name in workers else None,
+            }
+            for name in settings.QUEUES
+        },
+    }
+
+
+def stopping() -> bool:
+    """
+    Return whether uvicorn no longer accepts connections: it waits for all streams before it ends.
+
+    Its own message to the application, ASGI's lifespan.shutdown, comes after that.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return not all(listening.is_serving() for listening in getattr(server, "servers", []))
+
+
+live = Live()

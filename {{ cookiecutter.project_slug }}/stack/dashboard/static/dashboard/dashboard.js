@@ -1,0 +1,177 @@
+// Shows what the stream sends; sends sample tasks and follows them until they have ended.
+
+const SILENCE = 4000; // ms without an event after which the figures are old
+const STATES = { true: "up", false: "down", null: "unknown" };
+
+const summary = document.querySelector("#summary");
+const queues = [...document.querySelectorAll("[data-queue]")];
+const services = [...document.querySelectorAll("[data-service]")];
+let stream, silence;
+let latest; // the last message of the stream
+
+function show(element, state, text) {
+  element.dataset.state = state;
+  if (element.textContent !== text) {
+    element.textContent = text; // a screen reader hears changes only
+  }
+}
+
+// The stream ---------------------------------------------------------------------------------------
+
+function listen() {
+  stream = new EventSource(document.body.dataset.stream);
+  stream.onmessage = (event) => {
+    latest = JSON.parse(event.data);
+    expectMessage();
+    showAll();
+  };
+  stream.addEventListener("full", (event) => {
+    clearTimeout(silence);
+    forget(event.data);
+  });
+  expectMessage();
+}
+
+function expectMessage() {
+  clearTimeout(silence);
+  silence = setTimeout(() => {
+    forget("No answer from the server; trying again");
+    // The browser gives up after any other answer than a stream, such as that of a log-in page.
+    if (stream.readyState === EventSource.CLOSED) {
+      listen();
+    } else {
+      expectMessage();
+    }
+  }, SILENCE);
+}
+
+function forget(text) {
+  latest = undefined;
+  showAll();
+  show(summary, "down", text);
+}
+
+// A hidden tab does not listen.
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(silence);
+  stream.close();
+  if (!document.hidden) {
+    listen();
+  }
+});
+listen();
+
+// The figures ---------------------------------------------------------------------------------------
+
+function showAll() {
+  const missing = [];
+  for (const item of queues) {
+    const name = item.dataset.queue;
+    const { waiting, workers } = latest?.queues[name] ?? {};
+    const [state, text] = stateOf(workers);
+    show(item.querySelector(".state"), state, text);
+    if (state === "down") {
+      missing.push(`worker-${name}`);
+    }
+    item.querySelector(".waiting").textContent = waiting?.tasks ?? "–";
+    item.querySelector(".oldest").textContent = waiting?.oldest >= 1 ? duration(waiting.oldest) : "";
+    item.querySelector(".running").textContent = workers?.running ?? "–";
+    item.querySelector(".rate").textContent = workers?.done.at(-1) ?? "–";
+    draw(item, workers?.done ?? []);
+  }
+  for (const item of services) {
+    const state = STATES[latest?.services[item.dataset.service] ?? null];
+    item.dataset.state = state;
+    show(item.querySelector("span"), state, state);
+    if (state === "down") {
+      missing.push(item.dataset.service);
+    }
+  }
+  show(summary, missing.length ? "down" : "up", missing.length ? `Down: ${missing.join(", ")}` : "Everything is up");
+}
+
+function stateOf(workers) {
+  if (!workers) {
+    return ["unknown", "Worker unknown"];
+  }
+  if (workers.up) {
+    return ["up", workers.up === 1 ? "Worker up" : `${workers.up} workers up`];
+  }
+  return workers.stopping ? ["stopping", "Worker is finishing its last tasks"] : ["down", "Worker down"];
+}
+
+function duration(seconds) {
+  if (seconds < 120) {
+    return `${Math.round(seconds)} s`;
+  }
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
+function draw(item, done) {
+  const chart = item.querySelector(".chart");
+  const peak = Math.max(...done, 0);
+  const { width, height } = chart.viewBox.baseVal;
+  const across = width / (done.length - 1);
+  const up = (0.95 * height) / Math.max(peak, 4); // a single task is not the whole height
+  const points = done.map((count, index) => `${index * across},${height - count * up}`);
+  chart.querySelector(".line").setAttribute("points", points.join(" "));
+  chart.querySelector(".area").setAttribute("points", `0,${height} ${points.join(" ")} ${width},${height}`);
+  const text = peak ? `Peak: ${peak} per minute` : "nothing done";
+  chart.setAttribute("aria-label", `Tasks done, last 10 minutes: ${text}`);
+  item.querySelector(".peak").textContent = text;
+}
+
+// Sample tasks -------------------------------------------------------------------------------------
+
+async function request(url, options) {
+  const response = await fetch(url, options);
+  const type = response.headers.get("content-type") || "";
+  const answer = type.includes("json") ? await response.json() : {};
+  if (!response.ok || !type.includes("json")) {
+    throw new Error(answer.error || `The server answered ${response.status}. Reload the page and try again.`);
+  }
+  return answer;
+}
+
+async function run(form, body) {
+  const queue = body.get("queue");
+  const buttons = form.querySelectorAll("button");
+  const progress = form.querySelector("progress");
+  const output = form.querySelector("output");
+  const report = (state, text) => show(output, state, text);
+  buttons.forEach((button) => (button.disabled = true));
+  progress.value = 0;
+  report("running", "Sending");
+  try {
+    const { id } = await request(form.action, { method: "POST", body });
+    for (let looks = 0; ; looks++) {
+      await new Promise((wake) => setTimeout(wake, looks < 50 ? 300 : 1500));
+      const task = await request(`${form.action}${id}/`);
+      progress.value = task.progress;
+      if ("result" in task) {
+        return report("up", task.result);
+      }
+      if ("error" in task) {
+        return report("down", `Failed: ${task.error}`);
+      }
+      if (task.state !== "PENDING") {
+        report("running", "Running");
+      } else if (stateOf(latest?.queues[queue].workers)[0] === "down") {
+        report("running", "Waiting until the worker is up again");
+      } else {
+        report("running", "Waiting for its turn");
+      }
+    }
+  } catch (error) {
+    report("down", error.message);
+  } finally {
+    buttons.forEach((button) => (button.disabled = false));
+  }
+}
+
+for (const form of document.querySelectorAll(".queue form")) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run(form, new FormData(form, event.submitter));
+  });
+}

@@ -1,0 +1,11 @@
+from django.urls import path
+
+from . import views
+
+app_name = "dashboard"
+urlpatterns = [
+    path("", views.index, name="index"),
+    path("live/", views.stream, name="stream"),
+    path("sample/", views.send, name="send"),
+    path("sample/<uuid:task_id>/", views.status, name="status"),
+]

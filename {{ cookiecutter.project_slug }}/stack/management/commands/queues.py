@@ -1,0 +1,52 @@
+import redis
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from kombu.exceptions import OperationalError
+
+from stack import activity, brokers, queues
+from stack.management import table
+
+
+class Command(BaseCommand):
+    help = (
+        "Show each queue: the tasks that wait in it, how long the oldest has waited, the workers that"
+        " are up, the tasks that they run, and those that ended in the last minute. Tasks that wait"
+        " for a countdown, an eta, a retry or a rate limit are not counted."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Define the arguments."""
+        parser.add_argument("queue", nargs="*", help="queues; all when none is named")
+
+    def handle(self, *args: object, queue: list[str], **options: object) -> None:
+        """Raise CommandError for an unknown queue, and when the broker or the cache is unavailable."""
+        names = queue or settings.QUEUES
+        for name in names:
+            queues.check_name(name, CommandError)
+        try:
+            with queues.connect() as connection:
+                waiting = queues.waiting(connection)
+        except OperationalError as error:
+            raise CommandError("The broker does not answer: docker compose ps broker") from error
+        try:
+            workers, _ = activity.read(names)
+        except redis.RedisError as error:
+            raise CommandError("The cache does not answer: docker compose ps cache") from error
+        rows = [("queue", "waiting", "oldest", "workers", "running", "done/min")]
+        for name in names:
+            tasks, oldest = waiting[name].tasks, waiting[name].oldest
+            row = workers[name]
+            rows.append(
+                (
+                    name,
+                    str(tasks),
+                    "-" if oldest is None else f"{oldest:.0f} s",
+                    str(row.up or "down"),
+                    str(row.running),
+                    str(row.done[-1]),
+                )
+            )
+        for line in table.lines(rows, str.rjust):
+            self.stdout.write(line)
+        if explanation := brokers.current().AGE_UNKNOWN:
+            self.stdout.write(explanation)

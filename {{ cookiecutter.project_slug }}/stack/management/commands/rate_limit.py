@@ -1,0 +1,51 @@
+import re
+
+from celery import current_app
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from kombu.exceptions import OperationalError
+
+from stack.management import table
+
+
+class Command(BaseCommand):
+    help = (
+        "Have every worker start no more than so many of a task, until it restarts: 10/s, 10/m or"
+        " 10/h for each worker, 0 for no limit. What shall last is rate_limit= in the task itself."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Define the arguments."""
+        parser.add_argument("task", help="such as stack.tasks.sample")
+        parser.add_argument("rate", help="such as 10/m, or 0")
+
+    def handle(self, *args: object, task: str, rate: str, **options: object) -> None:
+        """Raise CommandError for an unknown task, a malformed rate, and when no worker obeys."""
+        current_app.loader.import_default_modules()
+        if task not in current_app.tasks:
+            known = ", ".join(
+                sorted(name for name in current_app.tasks if not name.startswith("celery."))
+            )
+            raise CommandError(f'There is no task "{task}", but {known}.')
+        if not re.fullmatch(r"0|\d+(\.\d+)?/[smh]", rate):
+            raise CommandError(f'"{rate}" is no rate: 10/s, 10/m or 10/h is, or 0 for no limit.')
+        try:
+            # A busy worker may take a while; when as many as there are queues replied, it is over.
+            replies = current_app.control.rate_limit(
+                task,
+                0 if rate == "0" else rate,
+                reply=True,
+                timeout=5,
+                limit=len(settings.QUEUES),
+            )
+        except OperationalError as error:
+            raise CommandError("The broker does not answer: docker compose ps broker") from error
+        answers = {node: said for reply in replies or [] for node, said in reply.items()}
+        obeyed = [node for node, said in answers.items() if "ok" in said]
+        rows = [(node, said.get("error") or rate) for node, said in sorted(answers.items())]
+        answered = {node.partition("@")[0] for node in answers}
+        rows += [(name, "no answer") for name in settings.QUEUES if name not in answered]
+        for line in table.lines([("worker", task), *rows]):
+            self.stdout.write(line)
+        if not obeyed:
+            raise CommandError("No worker obeys. Is one up? docker compose ps")

@@ -1,0 +1,148 @@
+"""
+Django's settings that no project should have to change.
+
+config/settings.py imports all of these, and overrides those that it wants otherwise. What comes from
+.env (DEBUG, HTTPS, the mail server, …) is changed there, because other settings follow from it.
+Celery's settings are in celery/defaults.py; they are made once the project's own are known.
+https://docs.djangoproject.com/en/6.1/ref/settings/
+"""
+
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from .environment import env
+
+# Security -----------------------------------------------------------------------------------------
+
+SECRET_KEY = env("SECRET_KEY")
+DEBUG = env.bool("DEBUG", default=False)
+# The last two are for developers, and for commands inside the containers.
+ALLOWED_HOSTS = [*env.list("ALLOWED_HOSTS", default=[]), "localhost", "127.0.0.1"]
+
+# The proxy sets this header itself, whatever a client sends.
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+_https = env("HTTPS", default="false" if DEBUG else "acme")
+if _https not in ("acme", "files", "balancer", "false"):
+    raise ImproperlyConfigured(
+        f'HTTPS in .env is "{_https}"; make it acme, files, balancer or false.'
+    )
+HTTPS = _https != "false"
+SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+
+# Database and cache -------------------------------------------------------------------------------
+
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "HOST": env("POSTGRES_HOST", default="db"),
+        "NAME": env("POSTGRES_DB", default="app"),
+        "USER": env("POSTGRES_USER", default="app"),
+        "PASSWORD": env("POSTGRES_PASSWORD", default=""),
+        "OPTIONS": {"connect_timeout": 5},
+    }
+}
+# The web shares a few connections among all requests; under ASGI persistent ones would leak one per
+# thread. https://docs.djangoproject.com/en/6.1/ref/databases/#connection-pool
+if _pool_size := env.int("DATABASE_POOL_SIZE", default=0):
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    DATABASES["default"]["OPTIONS"]["pool"] = {
+        "min_size": 1,
+        "max_size": _pool_size,
+        "timeout": 10,  # seconds that a request waits for a free connection
+    }
+
+_cache_password = env("CACHE_PASSWORD", default="")
+CACHES: dict[str, dict[str, Any]] = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": env("CACHE_URL", default=f"redis://:{_cache_password}@cache:6379/0"),
+        "OPTIONS": {"socket_connect_timeout": 2, "socket_timeout": 2},
+    }
+}
+
+# Tasks --------------------------------------------------------------------------------------------
+
+# The longest that a task may run, in seconds; compose waits that long and a minute for a worker.
+TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
+
+# The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis.
+_broker_password = env("BROKER_PASSWORD", default="")
+_urls = {
+    "redis": (
+        f"redis://:{_broker_password}@broker:6379/0",
+        f"redis://:{_broker_password}@broker:6379/1",
+    ),
+    "rabbitmq": (
+        f"amqp://app:{_broker_password}@broker:5672//",
+        f"redis://:{_cache_password}@cache:6379/1",
+    ),
+}
+BROKER = env("BROKER", default="redis")
+if BROKER not in _urls:
+    raise ImproperlyConfigured(f'BROKER in .env is "{BROKER}"; make it redis or rabbitmq.')
+CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=_urls[BROKER][0])
+CELERY_RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default=_urls[BROKER][1])
+
+# Files --------------------------------------------------------------------------------------------
+
+STATIC_URL = "/static/"
+STATIC_ROOT = "/srv/static"
+MEDIA_URL = "/media/"
+MEDIA_ROOT = "/srv/media"
+STORAGES: dict[str, dict[str, Any]] = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {
+        "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
+        if DEBUG
+        else "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
+    },
+}
+
+# Mail ---------------------------------------------------------------------------------------------
+
+# Without a server there is no mailer: every start warns, and sending a mail is an error.
+# https://docs.djangoproject.com/en/6.1/topics/email/
+MAILERS: dict[str, dict[str, Any]] = {}
+if DEBUG:  # mails are printed
+    MAILERS["default"] = {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
+elif _mail_server := env("EMAIL_HOST", default=""):
+    _use_ssl = env.bool("EMAIL_USE_SSL", default=False)
+    MAILERS["default"] = {
+        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "OPTIONS": {
+            "host": _mail_server,
+            "port": env.int("EMAIL_PORT", default=587),
+            "username": env("EMAIL_HOST_USER", default=""),
+            "password": env("EMAIL_HOST_PASSWORD", default=""),
+            "use_tls": env.bool("EMAIL_USE_TLS", default=not _use_ssl),
+            "use_ssl": _use_ssl,
+            "timeout": 15,  # seconds
+        },
+    }
+
+# Logs and errors ----------------------------------------------------------------------------------
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"()": "stack.logs.Text" if DEBUG else "stack.logs.Json"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        # Their own handlers and levels go, so that the ones below hold for them too.
+        **dict.fromkeys(
+            ["django", "uvicorn", "uvicorn.error"],
+            {"handlers": [], "level": "NOTSET", "propagate": True},
+        ),
+        "celery.worker.strategy": {"level": "WARNING"},  # one line per task: how it ended
+    },
+    "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},
+}
+
+# Errors are sent to Sentry, or to a service with the same protocol, when .env has its address.
+if _dsn := env("SENTRY_DSN", default=""):
+    from . import sentry
+
+    sentry.start(_dsn)

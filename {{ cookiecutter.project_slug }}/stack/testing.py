@@ -1,0 +1,35 @@
+"""
+A pytest plugin, for the project's tests and the stack's; pyproject.toml loads it.
+
+Tasks of tests go through a real Redis, but not through the broker, so that no worker of the running
+stack takes one.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+REDIS = f"redis://:{os.environ['CACHE_PASSWORD']}@cache:6379"
+# Before Django loads the settings.
+os.environ["CELERY_BROKER_URL"] = f"{REDIS}/14"
+os.environ["CELERY_RESULT_BACKEND"] = f"{REDIS}/15"
+
+
+@pytest.fixture
+def worker(django_db_setup: None) -> Iterator[None]:
+    """
+    Run a real worker for every queue, in threads of this process.
+
+    A task sees the rows of a test with django_db(transaction=True), which commits them.
+    """
+    from celery import current_app
+    from celery.contrib.testing.worker import start_worker
+    from django.conf import settings
+
+    current_app.control.purge()
+    with start_worker(
+        current_app, concurrency=4, pool="threads", perform_ping_check=False, queues=settings.QUEUES
+    ):
+        yield
+        current_app.control.shutdown()  # at once; by itself it looks every two seconds only

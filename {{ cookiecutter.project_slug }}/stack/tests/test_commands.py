@@ -1,0 +1,170 @@
+import uuid
+
+import pytest
+from celery import current_app
+from django.conf import settings
+from django.core.management import CommandError, call_command
+
+from stack.celery.results import FAILED, Results
+from stack.tasks import sample
+
+QUEUE = settings.QUEUES[-1]
+
+
+@pytest.fixture
+def three_wait() -> None:
+    """Three tasks in the last queue, and no worker."""
+    current_app.control.purge()
+    for _ in range(3):
+        sample.apply_async(queue=QUEUE)
+
+
+def test_queues_counts_what_waits(three_wait, capsys) -> None:
+    call_command("queues", QUEUE)
+    heading, row, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["queue", "waiting", "oldest", "workers", "running", "done/min"]
+    assert row.split()[:2] == [QUEUE, "3"]
+
+
+def test_queues_shows_all_when_none_is_named(capsys) -> None:
+    call_command("queues")
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows[: len(settings.QUEUES)]] == settings.QUEUES
+
+
+def test_purge_queue_deletes_what_waits_there(three_wait, capsys) -> None:
+    call_command("purge_queue", QUEUE, "--no-input")
+    assert capsys.readouterr().out == f"Deleted 3 tasks from {QUEUE}.\n"
+    call_command("purge_queue", QUEUE, "--yes")
+    assert capsys.readouterr().out == f"Deleted 0 tasks from {QUEUE}.\n"
+
+
+@pytest.mark.parametrize("answer", ["", "no", EOFError()])
+def test_purge_queue_asks_first(three_wait, monkeypatch, answer: str | EOFError) -> None:
+    def say(question: str) -> str:
+        assert question == f"Delete 3 tasks from {QUEUE}, for good? [y/N] "
+        if isinstance(answer, EOFError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("builtins.input", say)
+    with pytest.raises(CommandError, match="Nothing was deleted"):
+        call_command("purge_queue", QUEUE)
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    call_command("purge_queue", QUEUE)
+
+
+@pytest.mark.parametrize("command", ["queues", "purge_queue"])
+def test_an_unknown_queue_is_refused(command: str) -> None:
+    with pytest.raises(CommandError, match='There is no queue "unread", but default'):
+        call_command(command, "unread")
+
+
+# Tasks --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_failed() -> None:
+    """A result back end that knows of no failure."""
+    assert isinstance(current_app.backend, Results)
+    current_app.backend.client.delete(FAILED)
+
+
+def fail() -> str:
+    """Have the sample task fail in the last queue; return its id."""
+    result = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue=QUEUE)
+    assert isinstance(result.get(timeout=120, propagate=False), Exception)
+    return result.id
+
+
+@pytest.mark.django_db
+def test_failed_shows_the_last_ones_and_sends_one_again(nothing_failed, worker, capsys) -> None:
+    sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE).get(timeout=120)
+    first, second = fail(), fail()
+    call_command("failed")
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["failed", "id", "task", "queue", "error"]
+    assert [row.split()[2:5] for row in rows] == [
+        [task, "stack.tasks.sample", QUEUE] for task in (second, first)
+    ]
+    assert rows[0].endswith("SampleError: This task was sent to fail.")
+    call_command("failed", limit=1)
+    assert capsys.readouterr().out.splitlines()[2:] == ["1 more: --limit 2"]
+
+    call_command("failed", retry=first)
+    told = capsys.readouterr().out
+    again = told.split()[-1]
+    assert told == f"stack.tasks.sample {first} is sent again as {again}\n"
+    current_app.AsyncResult(again).get(timeout=120, propagate=False)
+    meta = current_app.backend.get_task_meta(again)
+    assert meta["kwargs"] == {"steps": 2, "pause": 0, "fail": True}
+    assert meta["queue"] == QUEUE
+    assert meta["request_id"] == first
+    call_command("failed")
+    left = capsys.readouterr().out
+    assert (first in left, second in left, again in left) == (False, True, True)
+
+
+@pytest.mark.django_db
+def test_failed_sends_all_again_once(nothing_failed, worker, capsys) -> None:
+    tasks = {fail(), fail()}
+    call_command("failed", retry="all")
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {words[1] for words in told} == tasks
+    for words in told:
+        current_app.AsyncResult(words[-1]).get(timeout=120, propagate=False)
+
+
+def test_failed_says_when_there_is_nothing(nothing_failed, capsys) -> None:
+    call_command("failed")
+    assert capsys.readouterr().out == "No task has failed.\n"
+    with pytest.raises(CommandError, match="No failed task has the id x"):
+        call_command("failed", retry="x")
+
+
+@pytest.mark.django_db
+def test_arguments_are_kept_of_failed_tasks_only(worker) -> None:
+    done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
+    done.get(timeout=120)
+    assert "kwargs" not in current_app.backend.get_task_meta(done.id)
+    assert "kwargs" in current_app.backend.get_task_meta(fail())
+
+
+def inspect(task_id: str, capsys) -> dict[str, str]:
+    """Return the rows of the command."""
+    call_command("inspect_task", task_id)
+    rows = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    return {name: text for name, _, text in (row.partition(" ") for row in rows)}
+
+
+@pytest.mark.django_db
+def test_inspect_task_tells_what_became_of_it(worker, capsys) -> None:
+    rows = inspect(fail(), capsys)
+    assert rows["state"].strip() == "FAILURE"
+    assert rows["queue"].strip() == QUEUE
+    assert rows["error"].strip() == "SampleError: This task was sent to fail."
+    done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue=QUEUE)
+    done.get(timeout=120)
+    rows = inspect(done.id, capsys)
+    assert rows["state"].strip() == "SUCCESS"
+    assert "Done by" in rows["result"]
+
+
+def test_inspect_task_says_what_it_cannot_know(capsys) -> None:
+    call_command("inspect_task", str(uuid.uuid4()))
+    assert "No worker has it and there is no result" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "rate", "error"),
+    [
+        ("no.such.task", "1/s", 'There is no task "no.such.task", but '),
+        ("stack.tasks.sample", "fast", '"fast" is no rate'),
+        ("stack.tasks.sample", "-1/s", '"-1/s" is no rate'),
+        ("stack.tasks.sample", "5", '"5" is no rate'),
+        ("stack.tasks.sample", "1/s", "No worker obeys"),
+    ],
+)
+def test_rate_limit_refuses_what_nobody_can_obey(task: str, rate: str, error: str) -> None:
+    with pytest.raises(CommandError, match=error):
+        call_command("rate_limit", task, "--", rate)

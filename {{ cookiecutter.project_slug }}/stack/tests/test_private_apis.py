@@ -1,0 +1,60 @@
+"""
+What the stack uses of other libraries without their promise to keep it.
+
+A test that fails here after an upgrade names what the new version no longer has, and where the stack
+uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too.
+"""
+
+import pytest
+from celery import Celery
+from celery.backends.redis import RedisBackend
+from celery.loaders.base import BaseLoader
+from celery.worker import state
+from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+from gunicorn.arbiter import Arbiter
+from kombu import common
+from kombu.transport import redis, virtual
+from uvicorn import Config, Server
+from uvicorn_worker import UvicornWorker
+
+USED = [
+    (RedisBackend, "_get_result_meta", "celery/results.py"),
+    (RedisBackend, "_store_result", "celery/results.py"),
+    (BaseLoader, "override_backends", "celery/__init__.py"),
+    (Celery, "task_cls", "celery/__init__.py"),
+    (Consumer, "_flush_events", "celery/consumer.py"),
+    (Consumer, "on_send_event_buffered", "celery/consumer.py"),
+    (Consumer, "on_unknown_task", "celery/consumer.py"),
+    (Request, "on_timeout", "celery/request.py"),
+    (Request, "on_failure", "celery/request.py"),
+    (state, "active_requests", "activity.py"),
+    (state, "all_total_count", "activity.py"),
+    (redis.Channel, "QoS", "brokers/redis.py"),
+    (redis.Channel, "_q_for_pri", "brokers/redis.py"),
+    (redis.Channel, "conn_or_acquire", "brokers/redis.py"),
+    (redis.Channel, "priority_steps", "brokers/redis.py"),
+    (redis.QoS, "_remove_from_indices", "brokers/redis.py"),
+    (redis.QoS, "restore_visible", "brokers/redis.py"),
+    (virtual.QoS, "ack", "brokers/redis.py"),
+    (common.QoS, "increment_eventually", "celery/consumer.py"),
+    (common.QoS, "decrement_eventually", "celery/consumer.py"),
+    (Arbiter, "murder_workers", "../gunicorn.conf.py"),
+    (UvicornWorker, "CONFIG_KWARGS", "../gunicorn.conf.py"),
+    (Server, "capture_signals", "dashboard/live.py"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "where"), USED)
+def test_a_private_api_is_still_there(owner: object, name: str, where: str) -> None:
+    assert hasattr(owner, name), f"stack/{where} uses it"
+
+
+def test_a_running_uvicorn_knows_its_servers() -> None:
+    # dashboard/live.py finds the server in its signal handler, and asks these whether they listen.
+    server = Server(Config("none"))
+    server.servers = []
+    with server.capture_signals():
+        import signal
+
+        assert getattr(signal.getsignal(signal.SIGTERM), "__self__", None) is server

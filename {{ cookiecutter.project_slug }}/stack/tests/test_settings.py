@@ -1,0 +1,67 @@
+"""A project overrides any setting of the stack, and what follows from it follows."""
+
+import subprocess
+import sys
+
+import pytest
+
+SHOW = """
+import os, sys
+sys.modules["config.overridden"] = module = type(sys)("config.overridden")
+exec("from config.settings import *\\n" + sys.argv[1], module.__dict__)
+os.environ["DJANGO_SETTINGS_MODULE"] = "config.overridden"
+import config.celery
+from celery import current_app as app
+print(eval(sys.argv[2]))
+"""
+
+
+def show(override: str, value: str) -> str:
+    """Return what `value` is in a process whose settings end with `override`."""
+    command = [sys.executable, "-c", SHOW, override, value]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("override", "value", "expected"),
+    [
+        ("", "app.conf.task_acks_late", "True"),
+        ("CELERY_TASK_ACKS_LATE = False", "app.conf.task_acks_late", "False"),
+        ("CELERY_WORKER_CONCURRENCY = 7", "app.conf.worker_concurrency", "7"),
+        ("TASK_TIME_LIMIT = 1000", "app.conf.task_soft_time_limit", "900.0"),
+        (
+            "TASK_TIME_LIMIT = 1000",
+            "app.conf.broker_transport_options.get('visibility_timeout')",
+            "2000",
+        ),
+        ("TIME_ZONE = 'Asia/Seoul'", "app.conf.timezone", "Asia/Seoul"),
+        (
+            "QUEUES = ['default', 'x']",
+            "app.amqp.router.route({}, 'x.tasks.y')['queue'].name",
+            "x",
+        ),
+        (
+            "QUEUES = ['default', 'x']; CELERY_TASK_ROUTES = {'x.*': {'queue': 'default'}}",
+            "app.amqp.router.route({}, 'x.tasks.y')['queue'].name",
+            "default",
+        ),
+        (
+            "QUEUES = ['default', 'x']; CELERY_TASK_ROUTES = [{'y.*': 'x'}]",
+            "app.amqp.router.route({}, 'y.tasks.z')['queue'].name",
+            "x",
+        ),
+        (
+            "CELERY_BROKER_URL = 'amqp://broker'",
+            "app.conf.broker_transport_options['confirm_publish']",
+            "True",
+        ),
+    ],
+)
+def test_a_setting_is_overridden(override: str, value: str, expected: str) -> None:
+    assert show(override, value) == expected
+
+
+def test_a_broker_without_a_module_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        show("CELERY_BROKER_URL = 'sqs://'", "app.conf.task_queues")
+    assert 'CELERY_BROKER_URL starts with "sqs"' in failed.value.stderr
