@@ -61,7 +61,7 @@ class Stack:
     def __init__(self, parent: Path, compose_files: str, **answers: str) -> None:
         """Render into `parent`; `compose_files` is the COMPOSE_FILE to use, LAPTOP or PRODUCTION."""
         self.slug = f"dcctest_{secrets.token_hex(4)}"
-        self.folder = bake(parent, project_slug=self.slug, **answers)
+        self.folder = self.render(parent, **answers)
         self.use_engine("")
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
@@ -74,6 +74,10 @@ class Stack:
             self.tls_port = free_port()
             self.set(COMPOSE_FILE=compose_files, HTTPS="false")
             self.set(HTTP_PORT=f"127.0.0.1:{self.port}", HTTPS_PORT=f"127.0.0.1:{self.tls_port}")
+
+    def render(self, parent: Path, **answers: str) -> Path:
+        """Render the project into `parent`; return its folder."""
+        return bake(parent, project_slug=self.slug, **answers)
 
     def use_engine(self, url: str) -> None:
         """Have the engine at `url` run it; "" is the one of this machine."""

@@ -55,6 +55,12 @@ def restored(laptop: Stack) -> Iterator[None]:
         if not path.exists() or path.read_bytes() != content
     ]
     for path in changed:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            for made in (path, *path.parents):
+                if made.is_relative_to(laptop.folder):
+                    shutil.chown(made, 4242, 4242)
         path.write_bytes(before[path])  # in place: its owner stays
     # It knows the models that were there meanwhile.
     shutil.rmtree(laptop.folder / ".mypy_cache", ignore_errors=True)

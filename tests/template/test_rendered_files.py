@@ -42,6 +42,7 @@ docs/example.md
 docs/logs.md
 docs/production.md
 docs/security.md
+docs/upgrade.md
 gunicorn.conf.py
 manage.py
 nginx/certificates.sh
@@ -101,6 +102,7 @@ stack/celery/__init__.py
 stack/celery/consumer.py
 stack/celery/countdown.py
 stack/celery/defaults.py
+stack/celery/django_tasks.py
 stack/celery/request.py
 stack/celery/results.py
 stack/celery/scheduler.py
@@ -140,8 +142,10 @@ stack/tasks.py
 stack/testing.py
 stack/tests/test_commands.py
 stack/tests/test_dashboard.py
+stack/tests/test_django_tasks.py
 stack/tests/test_health.py
 stack/tests/test_logs.py
+stack/tests/test_private_apis.py
 stack/tests/test_queues.py
 stack/tests/test_settings.py
 stack/watchdog

@@ -86,6 +86,9 @@ if BROKER not in _urls:
 CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=_urls[BROKER][0])
 CELERY_RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default=_urls[BROKER][1])
 
+# Django's own task framework: https://docs.djangoproject.com/en/6.1/topics/tasks/
+TASKS = {"default": {"BACKEND": "stack.celery.django_tasks.CeleryBackend"}}
+
 # Files --------------------------------------------------------------------------------------------
 
 STATIC_URL = "/static/"

@@ -9,6 +9,7 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | a worker's consumer | consumer.py | unknown tasks, events in batches |
 | beat's scheduler | scheduler.py | the heartbeat |
 | result backend | results.py | what ./manage.py failed shows |
+| backend of Django's own tasks | django_tasks.py | @task runs on Celery, too |
 | every signal | signals.py | logs, heartbeats, countdowns, memory |
 | kombu's QoS for Redis | ../brokers/redis.py | acknowledgements that Redis answers late |
 """

@@ -8,6 +8,8 @@ from celery.backends.redis import RedisBackend
 
 from stack import logs
 
+from . import django_tasks
+
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
 KEPT = 1000
 
@@ -26,7 +28,8 @@ class Results(RedisBackend):
             result, state, traceback, request, *args, **kwargs
         )
         # For a message that it cannot decode, Celery passes a request with hardly any attributes.
-        if state == states.FAILURE and getattr(request, "task", None):
+        name = getattr(request, "task", None)
+        if name and (state == states.FAILURE or name in django_tasks.registered):
             meta |= {
                 "name": request.task,
                 "args": request.args,
