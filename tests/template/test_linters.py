@@ -23,7 +23,7 @@ GIXY_SKIPS = [
     "hsts_header",
 ]
 
-WORKFLOW = ".github/workflows/ci.yaml"
+WORKFLOWS = [".github/workflows/ci.yaml", ".github/workflows/deploy.yaml"]
 
 
 def lint(*command: object, folder: Path) -> None:
@@ -89,16 +89,23 @@ def test_no_answer_changes_the_image_and_the_proxy(
     assert (project / name).read_bytes() == (defaults / name).read_bytes()
 
 
-def test_the_workflow_has_githubs_form(defaults: Path) -> None:
-    lint("check-jsonschema", "--builtin-schema=vendor.github-workflows", WORKFLOW, folder=defaults)
+def test_workflows_and_dependabots_file_have_githubs_form(defaults: Path) -> None:
+    schema = "--builtin-schema=vendor.github-workflows"
+    lint("check-jsonschema", schema, *WORKFLOWS, folder=defaults)
+    lint("check-jsonschema", schema, WORKFLOWS[0], folder=TEMPLATE)
+    schema = "--builtin-schema=vendor.dependabot"
+    for folder in (defaults, TEMPLATE):
+        lint("check-jsonschema", schema, ".github/dependabot.yml", folder=folder)
 
 
-def test_the_workflow_is_safe_and_its_actions_are_pinned(defaults: Path) -> None:
-    lint("zizmor", "--offline", WORKFLOW, folder=defaults)
+def test_the_workflows_are_safe_and_their_actions_are_pinned(defaults: Path) -> None:
+    lint("zizmor", "--offline", *WORKFLOWS, folder=defaults)
+    lint("zizmor", "--offline", WORKFLOWS[0], folder=TEMPLATE)
 
 
-def test_shellcheck_finds_nothing_in_the_workflow(defaults: Path, tmp_path: Path) -> None:
-    workflow = yaml.safe_load((defaults / WORKFLOW).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_shellcheck_finds_nothing_in_a_workflow(defaults: Path, tmp_path: Path, name: str) -> None:
+    workflow = yaml.safe_load((defaults / name).read_text(encoding="utf-8"))
     steps = [step for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     assert steps
     for step in steps:
@@ -108,7 +115,8 @@ def test_shellcheck_finds_nothing_in_the_workflow(defaults: Path, tmp_path: Path
 
 
 def test_pre_commit_accepts_its_configuration(defaults: Path) -> None:
-    lint("pre-commit", "validate-config", ".pre-commit-config.yaml", folder=defaults)
+    for folder in (defaults, TEMPLATE):
+        lint("pre-commit", "validate-config", ".pre-commit-config.yaml", folder=folder)
 
 
 def test_hadolint_finds_nothing(defaults: Path) -> None:

@@ -16,7 +16,9 @@ DEFAULTS = """
 .editorconfig
 .env
 .env.example
+.github/dependabot.yml
 .github/workflows/ci.yaml
+.github/workflows/deploy.yaml
 .gitignore
 .pre-commit-config.yaml
 Dockerfile
