@@ -62,28 +62,28 @@ class Stack:
         return json.loads(self.compose(*command, timeout=timeout))
 
     def containers(self) -> dict[str, docker.models.containers.Container]:
-        """Give the running containers by the name of their service."""
+        """Return the running containers by the name of their service."""
         return {
             container.labels["com.docker.compose.service"]: container
             for container in self.engine.containers.list(filters=self.own())
         }
 
     def address(self, service: str) -> str:
-        """Give the address of a service in the proxy's network, where the load comes from."""
+        """Return the address of a service in the proxy's network, where the load comes from."""
         networks = self.containers()[service].attrs["NetworkSettings"]["Networks"]
         return networks[f"{self.slug}_edge"]["IPAddress"]
 
     def bases(self) -> list[str]:
-        """Give the images that the project's Dockerfile starts from: Python, then nginx."""
+        """Return the images that the project's Dockerfile starts from: Python, then nginx."""
         text = (self.folder / "Dockerfile").read_text()
         return re.findall(r"^FROM (\S+:\S+)", text, re.MULTILINE)
 
     def own(self) -> dict[str, str]:
-        """Give the filter that finds what belongs to this stack."""
+        """Return the filter that finds what belongs to this stack."""
         return {"label": f"com.docker.compose.project={self.slug}"}
 
     def own_images(self) -> list[docker.models.images.Image]:
-        """Give the images that this stack built."""
+        """Return the images that this stack built."""
         return self.engine.images.list(filters={"reference": f"{self.slug}*"})
 
     def remove(self) -> None:
@@ -133,7 +133,7 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
 
 
 def begin_to_clean() -> None:
-    """Say so, and let no signal cut it short."""
+    """Print that it is removed, and ignore signals meanwhile."""
     say("cleaning up")
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(name, signal.SIG_IGN)
@@ -151,7 +151,7 @@ def add_bench(folder: Path) -> None:
 
 
 def free_port() -> int:
-    """Give a TCP port that is free on 127.0.0.1 at this moment."""
+    """Return a TCP port that is free on 127.0.0.1 at this moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -188,7 +188,7 @@ def say(text: str) -> None:
 
 
 def heading() -> str:
-    """Say when, where and how the figures below it were measured."""
+    """Return when, where and how the figures below it were measured."""
     info = docker.from_env().info()
     machine = [f"{info['NCPU']} cores", f"{info['MemTotal'] / 2**30:.1f} GiB", processor()]
     version = f"Docker {info['ServerVersion']} (cgroup v{info.get('CgroupVersion', '1')})"
@@ -201,7 +201,7 @@ def heading() -> str:
 
 
 def processor() -> str:
-    """Name the processor's model."""
+    """Return the processor's model."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

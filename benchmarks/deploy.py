@@ -81,7 +81,7 @@ def first_deploy(vm: ProductionVm) -> list[tuple[str, str]]:
 
 
 def answers(vm: ProductionVm) -> bool:
-    """Tell whether the site serves."""
+    """Return whether the site serves."""
     try:
         return vm.get("/readyz").status_code == 200
     except requests.RequestException:

@@ -109,7 +109,7 @@ def within_long(fault: Callable[[Stack], None]) -> Callable[[Ledger, str], None]
 
 
 def eat(ledger: Ledger, key: str) -> None:
-    """Have a task use up the worker's memory."""
+    """Run a task that uses up the worker's memory."""
     ledger.wait_for_progress(key, BEGUN)
     ledger.send("eat", f"{key}-eat", 1, 1000)
     wait_for("its start", lambda: ledger.ask("sum(started)", key) != ["0"], seconds=120)

@@ -20,7 +20,7 @@ AIMS = {
 
 
 def measure(quick: bool) -> str:
-    """Give the table of aims and the table of services."""
+    """Return the table of aims and the table of services."""
     settle, window = (5, 20) if quick else (60, 120)  # seconds
     with stack("footprint", own_pip_cache) as project:
         say("building without any cache")
@@ -61,7 +61,7 @@ def measure(quick: bool) -> str:
 
 
 def judged(name: str, value: float | str) -> tuple[str, str, str, str]:
-    """Give the row of a figure; one that comes as text has no aim."""
+    """Return the row of a figure; one that comes as text has no aim."""
     if isinstance(value, str):
         return name, value, "", ""
     aim, unit = AIMS[name]
@@ -74,7 +74,7 @@ def judged(name: str, value: float | str) -> tuple[str, str, str, str]:
 
 
 def own_pip_cache(folder: Path) -> None:
-    """Give the build a cache of downloads that starts empty, whatever was built before."""
+    """Start the build with a cache of downloads that starts empty, whatever was built before."""
     file = folder / "Dockerfile"
     mount = f"--mount=type=cache,id={folder.name}-"
     file.write_text(
@@ -118,7 +118,7 @@ def idle(project: Stack, window: float) -> tuple[dict[str, float], dict[str, flo
 
 
 def readings(project: Stack) -> dict[str, tuple[float, float, float]]:
-    """Give for each service the time in seconds, its working set in bytes, its CPU seconds."""
+    """Return for each service the time in seconds, its working set in bytes, its CPU seconds."""
     found = {}
     for name, container in project.containers().items():
         stats = container.stats(stream=False, one_shot=True)

@@ -79,7 +79,7 @@ SHARED = Case(
 
 
 def measure(quick: bool) -> str:
-    """Give the table of all cases, with their ratios to the idle stack and to the flood alone."""
+    """Return the table of all cases, with their ratios to the idle stack and to the flood alone."""
     # A p99 of fewer pages or tasks says little.
     tasks, seconds, rounds = (300, 4, 1) if quick else (2000, 45, 3)
     with stack("isolation", prepare) as project:
@@ -114,13 +114,13 @@ def prepare(folder: Path) -> None:
 
 
 def shares_of(project: Stack) -> dict[str, int]:
-    """Give the cpu_shares of each service; Docker's default is 1024, which it calls 0."""
+    """Return the cpu_shares of each service; Docker's default is 1024, which it calls 0."""
     containers = project.containers().items()
     return {name: one.attrs["HostConfig"]["CpuShares"] or 1024 for name, one in containers}
 
 
 def set_up(project: Stack, case: Case, shipped: dict[str, int], env: str) -> None:
-    """Give every service what the case asks for, and else what was shipped."""
+    """Set each service to what the case needs, and otherwise to what is shipped."""
     if case.settings:
         lines = "".join(f"{name}={value}\n" for name, value in case.settings.items())
         (project.folder / ".env").write_text(env + lines)
@@ -163,7 +163,7 @@ def run_case(project: Stack, case: Case, found: Found, tasks: int, seconds: int)
 
 
 def used_by_others(project: Stack) -> float:
-    """Give the CPU seconds of this machine, stolen ones included, that were not the stack's."""
+    """Return the CPU seconds of this machine, stolen ones included, that were not the stack's."""
     numbers = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, irq, softirq, steal, *_ = map(int, numbers)
     busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
@@ -200,7 +200,7 @@ def visit(address: str, over: threading.Event) -> list[tuple[float, float | None
 
 
 def row(name: str, found: Found, idle: Found, alone: Found) -> tuple[str, ...]:
-    """Give the row of a case."""
+    """Return the row of a case."""
     cells, ratios = [], []
     for values, base in ((found.notified, idle.notified), (found.pages, idle.pages)):
         if values:
@@ -223,7 +223,7 @@ def row(name: str, found: Found, idle: Found, alone: Found) -> tuple[str, ...]:
 
 
 def p99(values: list[float]) -> float:
-    """Give the 99th percentile."""
+    """Return the 99th percentile."""
     return quantiles(values, n=100, method="inclusive")[98]
 
 

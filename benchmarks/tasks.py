@@ -9,7 +9,7 @@ SIDES = {"shipped": "as shipped", "defaults": "Celery's defaults"}
 
 
 def measure(quick: bool) -> str:
-    """Give the table of both sides, measured in turns, with their ratio."""
+    """Return the table of both sides, measured in turns, with their ratio."""
     tasks, sends, rounds = (1000, 20, 1) if quick else (10_000, 200, 3)
     with stack("tasks", add_bench) as project:
         say("building and starting")
@@ -57,7 +57,7 @@ def each(function, values: dict[str, list[float]]) -> dict[str, float]:
 
 
 def p99(values: list[float]) -> float:
-    """Give the 99th percentile."""
+    """Return the 99th percentile."""
     return quantiles(values, n=100, method="inclusive")[98]
 
 

@@ -40,7 +40,7 @@ http { include /etc/nginx/mime.types; sendfile on; access_log off;
 
 
 def measure(quick: bool) -> str:
-    """Give the table of what the proxy serves, each beside its reference."""
+    """Return the table of what the proxy serves, each beside its reference."""
     with stack("web", add_bench) as project:
         say("building and starting")
         project.build()
@@ -64,7 +64,7 @@ def measure(quick: bool) -> str:
 
 
 def row(name: str, found: dict[str, float], reference: dict[str, float]) -> tuple[object, ...]:
-    """Give the row of a figure; its ratio is that of the rates."""
+    """Return the row of a figure; its ratio is that of the rates."""
     rate, base = (each["requests"] / each["seconds"] for each in (found, reference))
     latency = (f"{found['p50']:.1f}", f"{found['p99']:.1f}")
     return name, f"{rate:.0f}", *latency, found["status"], found["socket"], f"{rate / base:.2f}"
@@ -96,7 +96,7 @@ def expect_200(url: str) -> None:
 
 
 def find_wrk(project: Stack) -> list[str]:
-    """Give the command of wrk: the machine's, or one in a container of the machine's network."""
+    """Return the command of wrk: the machine's, or one in a container of the machine's network."""
     if wrk := shutil.which("wrk"):
         return [wrk]
     say("building an image with wrk")
@@ -111,7 +111,7 @@ def find_wrk(project: Stack) -> list[str]:
 
 
 def static_url(project: Stack) -> str:
-    """Give the path under which the proxy serves FILE."""
+    """Return the path under which the proxy serves FILE."""
     code = f"from django.templatetags.static import static; print(static({FILE!r}))"
     command = ("exec", "--no-TTY", "web-a", "./manage.py", "shell", "--verbosity=0", "-c", code)
     return project.compose(*command).split()[-1]

@@ -26,7 +26,7 @@ SERVICES = (
 
 
 def refusals() -> list[str]:
-    """Say what is wrong with the answers, one sentence each; an empty list means nothing is."""
+    """Return what is wrong with the answers, one sentence each."""
     name, slug, domain = (answers[key] for key in ("project_name", "project_slug", "domain_name"))
     found = []
     if not name.strip() or len(name) > 200 or not name.isprintable() or re.search(r'["\\{}]', name):
@@ -57,7 +57,7 @@ def refusals() -> list[str]:
 
 
 def refused_queues(queues: list[str]) -> list[str]:
-    """Say which queue names cannot become a service, a queue and a route."""
+    """Return a sentence for each name that cannot become a service, a queue and a route."""
     found = []
     for queue in filter(None, queues):
         if not NAME.fullmatch(queue) or len(queue) > LONGEST:

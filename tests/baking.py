@@ -37,7 +37,7 @@ def bake(folder: Path, **answers: object) -> Path:
 
 
 def arguments(folder: Path, own: Path, **answers: object) -> list[str]:
-    """Give cookiecutter's arguments; what it remembers goes into `own`, and no home is touched."""
+    """Return cookiecutter's arguments; what it remembers goes into `own`, and no home is touched."""
     config = own / "config.yaml"
     config.write_text(json.dumps({"replay_dir": str(own)}), encoding="utf-8")
     options = ["--no-input", f"--config-file={config}", f"--output-dir={folder}", str(TEMPLATE)]

@@ -53,7 +53,7 @@ def recipe(name: str) -> Path:
 
 
 def debian() -> str:
-    """Name of an image with nothing but Debian, made by the first call.
+    """Return the name of an image with nothing but Debian; the first call builds it.
 
     Raises:
         StepFailed: when mmdebstrap is missing and cannot be installed, or fails.
@@ -115,7 +115,7 @@ def build(name: str) -> None:
 
 
 def ensure_images(names: list[str]) -> None:
-    """Have every image locally, and every stand-in made of what images/ has now."""
+    """Make every image available, and every stand-in up to date with images/."""
     wanted = {}
     for name in names:
         labels = ask("docker", "image", "inspect", "--format={{json .Config.Labels}}", name)

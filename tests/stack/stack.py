@@ -80,7 +80,7 @@ class Stack:
         return bake(parent, project_slug=self.slug, **answers)
 
     def use_engine(self, url: str) -> None:
-        """Have the engine at `url` run it; "" is the one of this machine."""
+        """Use the engine at `url`; "" is the one of this machine."""
         self.engine = url
         self.docker = docker.DockerClient(url) if url else docker.from_env()
 

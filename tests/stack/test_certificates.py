@@ -163,7 +163,7 @@ def plain(site: Stack, path: str, host: str = NAMES[0], **headers: str) -> reque
 
 
 def reissue(site: Stack) -> None:
-    """Have the service look whether something is due, and wait for another certificate."""
+    """Restart the service, which checks what is due, and wait for another certificate."""
     before = served(site)
     site.compose("restart", "certificates")
     wait_for("another certificate", lambda: served(site) != before)

@@ -169,7 +169,7 @@ def streams(stack: Stack, count: int, **options: object) -> Iterator[list[Iterat
 
 
 def looks(lines: Iterator[str], count: int) -> list[int]:
-    """Give the numbers of the next looks that a stream tells of."""
+    """Return the numbers of the next looks that a stream tells of."""
     numbers = (int(line.removeprefix("id: ")) for line in lines if line.startswith("id: "))
     return [next(numbers) for _ in range(count)]
 

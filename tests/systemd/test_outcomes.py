@@ -48,7 +48,7 @@ def test_a_main_process_that_ends(machine: Machine, fault: str, signal: str, end
 
 
 def killed_for_memory(machine: Machine) -> dict[str, bool]:
-    """Tell for which units and containers the kernel says that it enforced their limit."""
+    """Return for which units and containers the kernel says that it enforced their limit."""
     groups = re.findall(r"oom_memcg=(\S+?),", machine.run("dmesg"))
     owners = {role: f"/{role}.service" for role in ROLES}
     for service in ROLES.values():
@@ -74,7 +74,7 @@ def run_with(machine: Machine, *policies: str) -> None:
 
 
 def runs_with(machine: Machine, policy: str) -> bool:
-    """Tell whether that container runs."""
+    """Return whether that container runs."""
     command = ("docker", "inspect", "--format={{.State.Running}}", f"with-{policy}")
     return machine.run(*command) == "true\n"
 

@@ -95,7 +95,7 @@ def defaults(render: Render) -> Path:
 
 @pytest.fixture(scope="session", params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Give the answers of each variant in turn."""
+    """Return the answers of each variant in turn."""
     return VARIANTS[request.param]
 
 
@@ -113,7 +113,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., dict]:
-    """Give what `docker compose config` makes of a project, services behind a profile included."""
+    """Return what `docker compose config` makes of a project, services behind a profile included."""
 
     @functools.cache
     def config(project: Path, mode: str, profile: str = "*") -> dict:

@@ -27,7 +27,7 @@ def seconds(duration: str) -> float:
 
 
 def mounts_source(service: dict) -> bool:
-    """Tell whether the project's folder is mounted."""
+    """Return whether the project's folder is mounted."""
     return any(
         volume["type"] == "bind" and volume["target"] == "/app"
         for volume in service.get("volumes", [])

@@ -44,13 +44,13 @@ def secrets(project: Path) -> dict[str, str]:
 
 
 def explained(project: Path) -> set[str]:
-    """Name what .env.example has a line for, used or as a comment."""
+    """Return what .env.example has a line for, used or as a comment."""
     text = (project / ".env.example").read_text(encoding="utf-8")
     return set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]*)=", text, re.MULTILINE))
 
 
 def in_compose_files(project: Path) -> set[str]:
-    """Name each ${NAME} of the compose files, comments apart."""
+    """Return each ${NAME} of the compose files, comments apart."""
     return {
         name
         for path in project.rglob("*.yaml")
@@ -60,7 +60,7 @@ def in_compose_files(project: Path) -> set[str]:
 
 
 def in_python(project: Path) -> set[str]:
-    """Name each environment variable that Python reads."""
+    """Return each environment variable that Python reads."""
     found = set()
     for path in project.rglob("*.py"):
         if "tests" in path.relative_to(project).parts:

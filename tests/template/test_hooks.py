@@ -20,7 +20,7 @@ NEVER = {"subprocess", "socket", "ssl", "urllib", "http", "asyncio", "ctypes", "
 
 
 def imported(hook: Path) -> set[str]:
-    """Name the modules that a hook imports."""
+    """Return the modules that a hook imports."""
     # Its Jinja expressions are Python as well: sets of a name.
     nodes = list(ast.walk(ast.parse(hook.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def owner(project: Path) -> str:
-    """Give the user id that the laptop's containers will have."""
+    """Return the user id that the laptop's containers will have."""
     (uid,) = re.findall(r"^DEV_UID=(.*)$", (project / ".env").read_text("utf-8"), re.MULTILINE)
     return uid
 

@@ -56,7 +56,7 @@ def own_files() -> list[Path]:
 
 
 def is_shell(path: Path) -> bool:
-    """Tell a shell script by its first line."""
+    """Return whether a file is a shell script, by its first line."""
     first = path.read_bytes().partition(b"\n")[0]
     return first.startswith(b"#!") and first.split(b"/")[-1].split()[-1] in (b"sh", b"bash")
 

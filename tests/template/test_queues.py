@@ -20,7 +20,7 @@ CHOSEN = {
 
 
 def chosen(variant: dict[str, str]) -> list[str]:
-    """Name the queues that a variant should have."""
+    """Return the queues that a variant should have."""
     return ["default", *CHOSEN[variant.get("queues", "crawl, notify")]]
 
 

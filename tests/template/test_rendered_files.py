@@ -172,7 +172,7 @@ tests/test_posts.py
 
 
 def files(project: Path) -> set[str]:
-    """Name every file of a project, and every empty folder, which should not be there."""
+    """Return every file of a project, and every empty folder, which should not be there."""
     return {
         path.relative_to(project).as_posix()
         for path in project.rglob("*")

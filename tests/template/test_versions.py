@@ -22,7 +22,7 @@ PINNED = sorted(TEMPLATE.glob("*/requirements*.txt"))
 
 
 def base_images(project: Path) -> dict[str, set[str]]:
-    """Name the images that come from elsewhere, and in which files they are named."""
+    """Return the images that come from elsewhere, and in which files they are named."""
     found: dict[str, set[str]] = {}
     for path in [project / "Dockerfile", *sorted(project.rglob("*.yaml"))]:
         text = path.read_text(encoding="utf-8")

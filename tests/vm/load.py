@@ -26,7 +26,7 @@ done"""
 
 
 def slowly(body: bytes) -> Iterator[bytes]:
-    """Give the body in pieces, over about five seconds."""
+    """Return the body in pieces, over about five seconds."""
     size = len(body) // 20 + 1
     for start in range(0, len(body), size):
         yield body[start : start + size]
@@ -127,7 +127,7 @@ class Load(Visitors):
         self.seen = self.watch.communicate()[0].split("end\n")[:-1]
 
     def send(self) -> requests.Response:
-        """Have a task sent."""
+        """Send a task through a page."""
         queue = QUEUES[len(self.tasks) % len(QUEUES)]
         answer = self.vm.get(f"/probe/send/{queue}")
         if answer.status_code == 200:

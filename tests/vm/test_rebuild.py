@@ -22,7 +22,7 @@ with open(sys.argv[1], "r+b") as file:
 
 
 def instance(vm: ProductionVm, unit: str) -> str:
-    """Name a unit of this project."""
+    """Return the name of a unit of this project."""
     return f"{unit.partition('.')[0]}@srv-{vm.stack.slug}.{unit.partition('.')[2]}"
 
 

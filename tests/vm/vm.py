@@ -49,12 +49,12 @@ class ProductionVm(Vm):
 
     @property
     def host(self) -> str:
-        """Name it as ssh does."""
+        """Return the name that ssh uses."""
         return f"deploy@{self.address}"
 
     @property
     def folder(self) -> str:
-        """Name the project's folder on the VM."""
+        """Return the project's folder on the VM."""
         return f"/srv/{self.stack.slug}"
 
     def start_ops(self, command: str, *arguments: str) -> subprocess.Popen[str]:
@@ -84,7 +84,7 @@ class ProductionVm(Vm):
         return self.run("/root/ops/install", "--yes", "--key", key, *arguments, timeout=600)
 
     def first_settings(self) -> list[str]:
-        """Say what .env.example cannot know of this VM."""
+        """Return what .env.example cannot know of this VM."""
         values = {"HTTPS": "false", "ALLOWED_HOSTS": SITE, "TASK_TIME_LIMIT": TIME_LIMIT}
         return [f"--set={name}={value}" for name, value in values.items()]
 

@@ -18,7 +18,7 @@ class Subscription(models.Model):
         return self.email
 
     def wants(self, post: Post) -> bool:
-        """Tell whether the title has one of the keywords, in capitals or not."""
+        """Return whether the title has one of the keywords, in capitals or not."""
         keywords = [word.strip().casefold() for word in self.keywords.split(",") if word.strip()]
         return not keywords or any(word in post.title.casefold() for word in keywords)
 

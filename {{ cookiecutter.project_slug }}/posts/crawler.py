@@ -59,7 +59,7 @@ class PublicResolver(DefaultLoopResolver):
     """
 
     async def resolve(self, host: str, port: int, *family: Any) -> list[tuple[int, Any]]:
-        """Give the addresses of `host`; raise CrawlError when one of them is private."""
+        """Return the addresses of `host`; raise CrawlError when one of them is private."""
         addresses = await super().resolve(host, port, *family)
         if host not in settings.CRAWL_PRIVATE_HOSTS:
             for _, (address, *_) in addresses:
@@ -69,7 +69,7 @@ class PublicResolver(DefaultLoopResolver):
 
 
 def is_public(address: str) -> bool:
-    """Tell whether anybody on the internet has this IP address."""
+    """Return whether anybody on the internet has this IP address."""
     ip = ip_address(address)
     return ip.is_global and not ip.is_multicast and not any(ip in tunnel for tunnel in TUNNELS)
 
@@ -129,7 +129,7 @@ async def get(
 
 
 async def is_allowed(client: SimpleAsyncHTTPClient, url: str) -> bool:
-    """Ask robots.txt, as RFC 9309 says: without one everything is allowed."""
+    """Raise unless robots.txt allows it; without one everything is allowed (RFC 9309)."""
     answer = await get(client, urljoin(url, "/robots.txt"), polite=False)
     robots = RobotFileParser()
     robots.parse(answer.body.decode(errors="replace").splitlines() if answer.code == 200 else [])

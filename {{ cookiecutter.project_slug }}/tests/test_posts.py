@@ -45,7 +45,7 @@ class Web:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        """Give the address of a path."""
+        """Return the address of a path."""
         return f"http://{host}:{self.server.server_port}{path}"
 
     def show(self, path: str, body: bytes = b"", status: int = 200, **headers: str) -> None:

@@ -27,7 +27,7 @@ def self_signed(folder: Path, *names: str) -> None:
 
 
 def configuration(days: int, port: int) -> str:
-    """Tell Pebble how long its certificates are valid, and on which port sites prove who they are."""
+    """Return Pebble's configuration: how long certificates are valid, the port of challenges."""
     return json.dumps(
         {
             "pebble": {

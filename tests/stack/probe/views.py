@@ -24,7 +24,7 @@ def upload(request: HttpRequest) -> JsonResponse:
 
 
 def show_request(request: HttpRequest) -> JsonResponse:
-    """Tell how Django sees the client, and which version this is."""
+    """Return how Django sees the client, and which version this is."""
     return JsonResponse(
         {
             "client": request.META["REMOTE_ADDR"],

@@ -43,7 +43,7 @@ class Vm:
     """A privileged container with systemd as its first process."""
 
     def __init__(self, stack: Stack) -> None:
-        """Have a name for a machine for `stack`; nothing is built or started yet."""
+        """Choose a name for a machine for `stack`; nothing is built or started yet."""
         self.name = f"dcctest-systemd-{secrets.token_hex(4)}"
         self.stack = stack
 
@@ -250,7 +250,7 @@ def both(systemd: Callable[[], Any], stack: Callable[[], Any]) -> dict[str, Any]
 
 
 def outcome(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say what became of one main process."""
+    """Return what became of one main process."""
     if not now["process"]:
         return "down"
     if now["process"] == before["process"]:

@@ -82,7 +82,7 @@ def started(pid: int) -> float:
 
 
 def works(role: str, pid: int) -> bool:
-    """Tell whether a main process does what it is for: answers, or has a heartbeat of its own."""
+    """Return whether a main process does what it is for: answers, or has a heartbeat of its own."""
     if role not in PAGES:
         try:
             heartbeat = Path(f"/proc/{pid}/root/tmp/heartbeat").stat().st_mtime

@@ -71,7 +71,7 @@ def nothing_failed() -> None:
 
 
 def fail() -> str:
-    """Have the sample task fail in the last queue; return its id."""
+    """Run the sample task so that it fails in the last queue; return its id."""
     result = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue=QUEUE)
     assert isinstance(result.get(timeout=120, propagate=False), Exception)
     return result.id

@@ -64,7 +64,7 @@ def moment(when: datetime) -> str:
 
 
 def result_rows(meta: dict[str, Any]) -> dict[str, str]:
-    """Say what the result back end knows."""
+    """Return the rows with what the result backend knows."""
     state, result = meta["status"], meta["result"]
     rows = {"state": state}
     for name, key in (("task", "name"), ("queue", "queue"), ("worker", "worker")):
@@ -86,7 +86,7 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
 
 
 def worker_rows(state: str, about: Any) -> dict[str, str]:
-    """Say what a worker knows of a task that it has."""
+    """Return the rows with what a worker knows about a task that it holds."""
     begun = about["time_start"]
     return {
         "state": AT_WORKER.get(state, state),

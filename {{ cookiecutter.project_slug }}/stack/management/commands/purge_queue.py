@@ -40,5 +40,5 @@ class Command(BaseCommand):
 
 
 def number(tasks: int) -> str:
-    """Say how many tasks."""
+    """Return "1 task" or "N tasks"."""
     return "1 task" if tasks == 1 else f"{tasks} tasks"
