@@ -124,7 +124,7 @@ def test_a_dump_that_cannot_be_loaded_leaves_the_present_database(
     make_user(production, "still_there")
     done = ops(production, "restore", str(file), "--yes")
     assert done.returncode == 1
-    assert "run it again" in done.stderr
+    assert "Run it again." in done.stderr
     production.up()
     assert "still_there" in users(production)
 
@@ -150,7 +150,7 @@ def test_a_backup_that_fails_says_so_and_leaves_no_file(production: Stack, tmp_p
     finally:
         production.up()
     assert done.returncode == 1
-    assert "No backup was made, because this failed" in done.stderr
+    assert "No backup was made. This failed: " in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 

@@ -44,7 +44,7 @@ def trusting(vm: ProductionVm, authority: Path) -> Iterator[ProductionVm]:
     files = [stack.folder / name for name in ("compose.production.yaml", "ops/deploy")]
     before = [file.read_text() for file in files]
     (stack.folder / "authority.pem").write_text((authority / "cert.pem").read_text())
-    stack.edit("ops/deploy", '    "broker.yaml",\n', '    "authority.pem",\n    "broker.yaml",\n')
+    stack.edit("ops/deploy", '    "docs",\n', '    "authority.pem",\n    "docs",\n')
     for old, new in (
         ("      ACME_EMAIL:", "      CURL_CA_BUNDLE: /authority.pem\n      ACME_EMAIL:"),
         ('["acme:/srv/acme", ', '["./authority.pem:/authority.pem:ro", "acme:/srv/acme", '),

@@ -1,0 +1,209 @@
+"""
+What the commands in this folder share: the project's folder, commands, .env, the lock, health.
+
+The deploy protocol: ops/deploy starts `ops/release --deploy` on the VM over ssh; then both send JSON, one
+value per line.
+
+1. release: {"architecture": …, "first": true without a .env, "layers": those that the engine has}
+2. deploy: {NAME: VALUE}, lines for .env
+3. release: [IMAGE, …], those that the engine lacks
+4. deploy, when it has shipped them: {}
+
+From then on release prints its progress as text; its exit code is that of the deploy. Before 4, deploy
+sends an empty line every five seconds, and after SILENCE release gives up: nothing was changed.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent  # where commands run
+NAME = "{{ cookiecutter.project_slug }}"
+ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
+SILENCE = 30  # seconds after which a connection is lost
+# A dead network is noticed after 20 s.
+SSH = ["ssh", "-oConnectTimeout=10", "-oServerAliveInterval=5", "-oServerAliveCountMax=4"]
+
+
+class Failed(Exception):
+    """Carries the sentence that a command ends with."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of arguments that shows a description as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+
+
+def start(main: Callable[[], None], interrupted: str = "Interrupted.") -> None:
+    """Run a command's main function; exit with one sentence when it fails or is interrupted."""
+    try:
+        main()
+    except Failed as failed:
+        sys.exit(str(failed))
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+
+
+def say(text: str) -> None:
+    """Print a line of progress at once."""
+    print(text, flush=True)
+
+
+def confirmed(question: str, *yes: str) -> bool:
+    """Return whether the answer to a question is one of `yes`; without a terminal it is not."""
+    try:
+        return input(question).strip().lower() in yes
+    except EOFError:
+        print()
+        return False
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+def run(*command: str, folder: Path | None = None, **options: Any) -> str:
+    """Run a command; return what it prints. Failed, with its last words, when it fails."""
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if "input" not in options:
+        kept |= {"stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=folder or PROJECT, text=True, **kept | options)
+    if done.returncode:
+        words = f"{done.stdout or ''}{done.stderr or ''}"[-4000:].strip()
+        if words:
+            print(words, file=sys.stderr, flush=True)
+        raise Failed(f"This failed: {' '.join(command)}.")
+    return done.stdout or ""
+
+
+def output(*command: str) -> str:
+    """Return what a command prints; "" when it fails or does not exist."""
+    try:
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
+def compose(*arguments: str, folder: Path | None = None, **options: Any) -> str:
+    """Run docker compose; return what it prints. Failed, with its last words, when it fails."""
+    return run("docker", "compose", "--progress", "quiet", *arguments, folder=folder, **options)
+
+
+def become_ssh(host: str, command: list[str]) -> None:
+    """Replace this process by a command in the project's folder on a VM."""
+    remote = f"cd {ON_VM} && exec {shlex.join(command)}"
+    os.execvp("ssh", ["ssh", host, remote])  # noqa: S606
+
+
+# Containers ---------------------------------------------------------------------------------------
+
+
+def model(folder: Path | None = None) -> dict:
+    """Return what compose makes of the project's files, or of those in `folder`."""
+    return json.loads(compose("config", "--format=json", folder=folder))
+
+
+def containers(*services: str) -> list[str]:
+    """Return the ids of the containers of some services, or of all; running or not."""
+    return compose("ps", "--all", "--quiet", *services).split()
+
+
+def inspect(ids: list[str]) -> list[dict]:
+    """Return the descriptions of containers."""
+    return json.loads(run("docker", "inspect", *ids)) if ids else []
+
+
+def healthy(container: dict) -> bool:
+    """Return whether a container that `inspect` describes runs and passes its health check."""
+    state = container["State"]
+    return state["Running"] and state.get("Health", {}).get("Status", "healthy") == "healthy"
+
+
+def wait_until_healthy(ids: list[str], seconds: float) -> bool:
+    """Wait for containers; return False, and show a log, when one restarts or takes too long."""
+    end = time.monotonic() + seconds
+    restarts = [container["RestartCount"] for container in inspect(ids)]
+    while not all(map(healthy, found := inspect(ids))):
+        again = [container["RestartCount"] for container in found] != restarts
+        if again or time.monotonic() > end:
+            show_log(ids[0])
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def show_log(container: str) -> None:
+    """Print the last lines of a container's log."""
+    log = subprocess.run(["docker", "logs", "--tail=30", container], capture_output=True, text=True)
+    say(log.stdout + log.stderr)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace a file as a whole."""
+    half = path.with_name(f"{path.name}.half")
+    half.unlink(missing_ok=True)
+    with open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
+    half.replace(path)
+
+
+def with_values(text: str, values: dict[str, str]) -> str:
+    """Return the text of a .env in which these names have these values."""
+    for name, value in values.items():
+        line = f"{name}={value}"
+        text, found = re.subn(
+            rf"^(# )?{name}=.*$", lambda _, line=line: line, text, count=1, flags=re.MULTILINE
+        )
+        text = text if found else f"{text}{line}\n"
+    return text
+
+
+def with_secrets(text: str) -> str:
+    """Return the text of a .env with a secret for each empty ..._PASSWORD= and ..._KEY=."""
+    return re.sub(
+        r"^(\w+_(?:PASSWORD|KEY))=$",
+        lambda match: f"{match[1]}={secrets.token_urlsafe(48)}",
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(path: Path, what: str) -> int:
+    """
+    Lock a file until the returned descriptor is closed; `what` is under way then.
+
+    Failed when another process has locked it; what that does is in the sentence.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.read(file, 200).decode() or "something else"
+        raise Failed(
+            f"Refused: {other} is under way here. Try again when that has ended."
+        ) from None
+    os.ftruncate(file, 0)
+    os.write(file, f"{what} (since {time.strftime('%H:%M')})".encode())
+    return file

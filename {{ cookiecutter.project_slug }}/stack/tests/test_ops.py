@@ -1,0 +1,50 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+OPS = Path(settings.BASE_DIR, "ops")
+COMMANDS = sorted(
+    path.name for path in OPS.iterdir() if path.is_file() and os.access(path, os.X_OK)
+)
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    """Run a command of ops/ without an engine, and return what became of it."""
+    path = [OPS / command[0], *command[1:]]
+    return subprocess.run(path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_there_are_commands() -> None:
+    assert "deploy" in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_its_help(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert len(done.stdout.splitlines()) > 4
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["deploy"], "Name the VM, user@host, or a file, --bundle FILE."),
+        (["deploy", "--set", "x", "vm"], "--set takes NAME=VALUE, not x."),
+        (["install"], "This changes the system: run it as root, sudo ops/install."),
+        (["release", "--before"], "There is no version before this one."),
+        (
+            ["restore", "none.tar"],
+            f"{Path.cwd()}/none.tar is no backup; give a file that ops/backup made.",
+        ),
+    ],
+)
+def test_a_command_that_cannot_work_says_why_in_one_sentence(
+    command: list[str], sentence: str
+) -> None:
+    done = run(*command)
+    assert done.returncode != 0
+    assert done.stderr.strip() == sentence
