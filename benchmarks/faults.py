@@ -69,16 +69,23 @@ CELERY_BEAT_SCHEDULE = {{
 }}
 """
 
-# The addresses, the names of the queues, JSON and the number of children stay; beat's class differs
-# from Celery's by its sign of life alone.
+# Celery's own app class and settings. The addresses, the queues' names and the number of children stay;
+# the heartbeats do too, without which compose would take the services for dead.
 DEFAULTS = """
-KEPT = (
-    "BROKER_URL RESULT_BACKEND TASK_ROUTES TASK_DEFAULT_QUEUE TASK_SERIALIZER RESULT_SERIALIZER"
-    " ACCEPT_CONTENT RESULT_ACCEPT_CONTENT TIMEZONE WORKER_CONCURRENCY BEAT_SCHEDULER BEAT_SCHEDULE"
-).split()
-for name in [name for name in globals() if name.startswith("CELERY_") and name[7:] not in KEPT]:
-    del globals()[name]
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # Celery's default, said aloud
+CELERY_TASK_ROUTES |= {f"{name}.*": {"queue": name} for name in QUEUES}
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TIMEZONE = TIME_ZONE
+CELERY_WORKER_CONCURRENCY = 2
+CELERY_BEAT_SCHEDULER = "stack.celery.scheduler:Scheduler"
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # Celery's default, made explicit
+"""
+APP = """from celery import Celery
+from stack.celery import signals
+
+app = Celery("config")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+signals.connect()
 """
 
 TRANSPORT = """
@@ -242,7 +249,7 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
         if settings == PROPOSED:
             shutil.copy(ROOT / "benchmarks/atomic_take.py", stack.folder / "config")
         if settings == "defaults":
-            stack.edit("config/celery.py", ', task_cls="config.task:Task"', "")
+            (stack.folder / "config/celery.py").write_text(APP)
         try:
             # And what these need. The queue "default" has a part: some retries on RabbitMQ go there.
             stack.up("--build", "web-a", WORKER, "worker-default", "beat")
