@@ -156,7 +156,7 @@ def test_a_site_with_a_private_address_is_refused(example: Stack, address: str) 
 def test_staff_has_a_site_crawled_now(example: Stack) -> None:
     never = "Site.objects.filter(url=url).update(crawled_at=None)"
     site = example.python(
-        f"{MODELS}from django.contrib.auth.models import User;"
+        f"{MODELS}from accounts.models import User;"
         "User.objects.create_superuser('editor', password='correct-horse-battery');"
         f"url = {NEWS!r}; {never}; print(Site.objects.get(url=url).pk)"
     )

@@ -130,6 +130,7 @@ stack/management/commands/__init__.py
 stack/management/commands/ensure_admin.py
 stack/management/commands/failed.py
 stack/management/commands/inspect_task.py
+stack/management/commands/lint_migrations.py
 stack/management/commands/publish.py
 stack/management/commands/purge_queue.py
 stack/management/commands/queues.py
@@ -147,6 +148,7 @@ stack/tests/test_commands.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py
 stack/tests/test_health.py
+stack/tests/test_lint_migrations.py
 stack/tests/test_logs.py
 stack/tests/test_ops.py
 stack/tests/test_private_apis.py
