@@ -167,9 +167,9 @@ def with_values(text: str, values: dict[str, str]) -> str:
     """Return the text of a .env in which these names have these values."""
     for name, value in values.items():
         line = f"{name}={value}"
-        text, found = re.subn(
-            rf"^(# )?{name}=.*$", lambda _, line=line: line, text, count=1, flags=re.MULTILINE
-        )
+        # As a template of re, in which a backslash means something.
+        escaped = line.replace("\\", r"\\")
+        text, found = re.subn(rf"^(# )?{name}=.*$", escaped, text, count=1, flags=re.MULTILINE)
         text = text if found else f"{text}{line}\n"
     return text
 

@@ -13,7 +13,7 @@ COMMANDS = sorted(
 
 def run(*command: str) -> subprocess.CompletedProcess:
     """Run a command of ops/ without an engine, and return what became of it."""
-    path = [OPS / command[0], *command[1:]]
+    path = [str(OPS / command[0]), *command[1:]]
     return subprocess.run(path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
