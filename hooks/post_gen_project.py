@@ -6,7 +6,9 @@ import secrets
 import shutil
 from pathlib import Path
 
-NOT_CHOSEN: list[str] = []
+# The example's files and folders.
+NOT_CHOSEN = ["posts", "notifications", "docs/example.md"]
+NOT_CHOSEN += ["tests/test_notifications.py", "tests/test_posts.py"]
 # The packages that only the example needs; tornado then comes with flower alone.
 PACKAGES = [
     ("pyproject.toml", r'^    "(feedparser|tornado)>.*\n', ""),
@@ -14,10 +16,7 @@ PACKAGES = [
     ("requirements.txt", r"(^tornado==(?:.*\n)+?    # via)\n.*app .*\n    #  ", r"\1"),
 ]
 if "{{ cookiecutter.example }}" == "True":
-    PACKAGES = []
-else:
-    NOT_CHOSEN += ["posts", "notifications", "docs/example.md"]
-    NOT_CHOSEN += ["tests/test_notifications.py", "tests/test_posts.py"]
+    NOT_CHOSEN = PACKAGES = []
 
 
 def main() -> None:

@@ -5,6 +5,9 @@ A test that fails here after an upgrade names what the new version no longer has
 uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -12,6 +15,7 @@ from celery.loaders.base import BaseLoader
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
+from django.conf import settings
 from gunicorn.arbiter import Arbiter
 from kombu import common
 from kombu.transport import redis, virtual
@@ -48,6 +52,11 @@ USED = [
 @pytest.mark.parametrize(("owner", "name", "where"), USED)
 def test_a_private_api_is_still_there(owner: object, name: str, where: str) -> None:
     assert hasattr(owner, name), f"{where} uses it"
+
+
+def test_the_readme_lists_them_all() -> None:
+    readme = (Path(settings.BASE_DIR) / "stack/README.md").read_text(encoding="utf-8")
+    assert {name for _, name, _ in USED if not re.search(rf"[`.]{name}`", readme)} == set()
 
 
 def test_a_running_uvicorn_knows_its_servers() -> None:

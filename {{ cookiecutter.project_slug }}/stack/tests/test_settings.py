@@ -65,3 +65,9 @@ def test_a_broker_without_a_module_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         show("CELERY_BROKER_URL = 'sqs://'", "app.conf.task_queues")
     assert 'CELERY_BROKER_URL starts with "sqs"' in failed.value.stderr
+
+
+def test_loading_the_settings_loads_no_celery() -> None:
+    code = "import sys, stack.settings; print('celery' in sys.modules, 'kombu' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
