@@ -46,14 +46,14 @@ def upload(stack: Stack, name: str, content: str) -> str:
 
 def make_user(stack: Stack, name: str) -> None:
     """Insert a row."""
-    stack.python(
-        f"from accounts.models import User; User.objects.create(username='{name}')"
-    )
+    stack.python(f"from accounts.models import User; User.objects.create(username='{name}')")
 
 
 def users(stack: Stack) -> set[str]:
     """Select the rows."""
-    code = "from accounts.models import User; print(*User.objects.values_list('username', flat=True))"
+    code = (
+        "from accounts.models import User; print(*User.objects.values_list('username', flat=True))"
+    )
     return set(stack.python(code).split())
 
 

@@ -154,3 +154,14 @@ def test_yaml_names_nothing_twice(project: Path) -> None:
 
 def test_the_same_answers_give_the_same_text(answer: Callable[..., object], defaults: Path) -> None:
     assert texts(answer().project) == texts(defaults)
+
+
+def test_docstrings_begin_with_what_a_function_does(project: Path) -> None:
+    odd = r'""" *(Give|Tell|Have|Say|Name|Do as|Speak|Make sure)\b'
+    assert lines_with(odd, project) == []
+
+
+def test_texts_use_the_terms_that_readers_search_for(project: Path) -> None:
+    # The glossary is in CONTRIBUTING.md.
+    riddles = r"(?i)\b(is|are) away\b|on a laptop|\banew\b|\bthe equal of\b|\bwhoever\b|\ba web\b(?! (server|inst))"
+    assert lines_with(riddles, project) == []

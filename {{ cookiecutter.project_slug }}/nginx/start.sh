@@ -1,5 +1,5 @@
 #!/bin/sh
-# The proxy's first process: puts what .env says into nginx's configuration, then becomes nginx.
+# The proxy's entry point: write settings of .env into nginx's configuration, then start nginx.
 set -eu
 
 case ${HTTPS:=false} in

@@ -4,7 +4,7 @@ from posts.models import Post
 
 
 class Subscription(models.Model):
-    """Somebody who hears of new posts by mail."""
+    """Somebody who gets mails about new posts."""
 
     email = models.EmailField(unique=True)
     keywords = models.CharField(
@@ -14,11 +14,11 @@ class Subscription(models.Model):
     )
 
     def __str__(self) -> str:
-        """Show the address."""
+        """Return the address."""
         return self.email
 
     def wants(self, post: Post) -> bool:
-        """Return whether the title has one of the keywords, in capitals or not."""
+        """Return whether the title has one of the keywords, ignoring case."""
         keywords = [word.strip().casefold() for word in self.keywords.split(",") if word.strip()]
         return not keywords or any(word in post.title.casefold() for word in keywords)
 
@@ -39,5 +39,5 @@ class Notification(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Show what goes to whom."""
+        """Return the post and the subscriber."""
         return f"{self.post} to {self.subscription}"

@@ -1,8 +1,8 @@
 """
-Telling subscribers of new posts, on the queue "notify".
+Mails to subscribers about new posts, on the queue "notify".
 
 A mail has a row in the database before it has a task. The row says whether it was sent, so any task
-may be sent or run twice, and one that got lost is sent anew.
+may be sent or run twice, and one that was lost is sent again.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ GIVE_UP = timedelta(days=1)
 
 
 def announce(posts: Iterable[Post]) -> None:
-    """Note each mail about new posts; call it in the transaction that stores them."""
+    """Store each mail about new posts; call it in the transaction that stores them."""
     subscriptions = Subscription.objects.all()
     notes = Notification.objects.bulk_create(
         Notification(subscription=subscription, post=post)
@@ -72,7 +72,7 @@ def send_notification(note_id: int) -> str:
 
 @shared_task
 def send_overdue() -> None:
-    """Send a new task for each mail that waits for long, whatever became of its first one."""
+    """Send another task for each mail that has waited for long, whatever happened to its first one."""
     now = timezone.now()
     overdue = Notification.objects.filter(
         sent_at=None, created_at__range=(now - GIVE_UP, now - OVERDUE)

@@ -1,5 +1,5 @@
 """
-Reads the posts of a site, politely and carefully; knows nothing of tasks and of the database.
+Read the posts of a site, politely and safely; without tasks and database.
 
 The HTTP client is Tornado's, which Flower brings anyway: it bounds time and size, and its resolver
 can be replaced, so that what was checked is what is connected to.
@@ -41,7 +41,7 @@ class Unreachable(CrawlError):
 
 
 class Entry(NamedTuple):
-    """A post as a site has it: `key` is what the site calls it by."""
+    """A post as a site has it: `key` is its id on the site."""
 
     key: str
     url: str
@@ -52,7 +52,7 @@ class PublicResolver(DefaultLoopResolver):
     """
     Refuses hosts with a private address, unless settings.CRAWL_PRIVATE_HOSTS names them.
 
-    Whoever may add a site could otherwise read what only this network should reach (SSRF). Every
+    A user who may add a site could otherwise read what only this network should reach (SSRF). Every
     connection goes to the addresses that were checked here, also after a redirect, so that another
     answer of the DNS a moment later (rebinding) changes nothing.
     https://cheatsheetseries.owasp.org/cheatsheets/Server_Side_Request_Forgery_Prevention_Cheat_Sheet.html

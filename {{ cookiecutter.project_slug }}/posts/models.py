@@ -16,7 +16,7 @@ class Site(models.Model):
     error = models.CharField(max_length=500, blank=True, editable=False)  # of the last attempt
 
     def __str__(self) -> str:
-        """Show the address."""
+        """Return the address."""
         return self.url
 
 
@@ -24,7 +24,7 @@ class Post(models.Model):
     """Something new that a site had."""
 
     site = models.ForeignKey(Site, models.CASCADE, related_name="posts")
-    key = models.CharField(max_length=500)  # what the site calls it by
+    key = models.CharField(max_length=500)  # its id on the site
     url = models.URLField("address", max_length=500)
     title = models.CharField(max_length=500)
     found_at = models.DateTimeField(auto_now_add=True)
@@ -34,5 +34,5 @@ class Post(models.Model):
         constraints = [models.UniqueConstraint(fields=["site", "key"], name="post_once_per_site")]
 
     def __str__(self) -> str:
-        """Show the title."""
+        """Return the title."""
         return self.title

@@ -17,7 +17,7 @@ from .models import Post, Site
 
 @shared_task
 def crawl_sites() -> None:
-    """Send a task for each site, so that a slow one keeps no other waiting; beat calls this."""
+    """Send a task for each site, so that a slow site does not delay the others; beat sends this one."""
     for site_id in Site.objects.values_list("pk", flat=True):
         crawl_site.delay(site_id)
 
@@ -33,7 +33,7 @@ def crawl_sites() -> None:
     retry_jitter=True,
 )
 def crawl_site(site_id: int) -> str:
-    """Store the new posts of a site and have them announced; tell what came of it."""
+    """Store the new posts of a site and announce them; return how many, in words."""
     site = Site.objects.filter(pk=site_id).first()
     if site is None:
         return "The site was deleted."
@@ -48,7 +48,7 @@ def crawl_site(site_id: int) -> str:
 
 
 def store(site_id: int, found: list[Entry]) -> int:
-    """Store those that are new, with who is to hear of them; return how many there were."""
+    """Store those that are new, with a mail for each subscriber; return how many there were."""
     with transaction.atomic():
         # Two crawls of one site do this one after the other, so the second finds nothing new.
         site = Site.objects.select_for_update().filter(pk=site_id).first()

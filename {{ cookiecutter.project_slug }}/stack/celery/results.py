@@ -45,7 +45,7 @@ class Results(RedisBackend):
         self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
     ) -> Any:
         if state == states.FAILURE:
-            # First, so that whoever sees the result finds it on the list.
+            # First, so that a result that can be seen is on the list.
             with self.client.pipeline(transaction=False) as pipe:
                 pipe.zadd(FAILED, {task_id: time.time()})
                 pipe.zremrangebyrank(FAILED, 0, -KEPT - 1)

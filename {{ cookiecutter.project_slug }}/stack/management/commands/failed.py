@@ -29,7 +29,7 @@ class Command(BaseCommand):
         """Raise CommandError for an unknown id, and when the broker or the result backend is unavailable."""
         backend = current_app.backend
         if not isinstance(backend, Results):
-            raise CommandError("Only results in Redis tell which tasks failed.")
+            raise CommandError("Failed tasks are known only if the results are in Redis.")
         try:
             failed = backend.failed()
             if retry is None:
