@@ -221,11 +221,20 @@ class Stack:
             for name in running
             if name.startswith("worker-")
         ]
-        printed = self.compose(
-            *("exec", "--no-TTY", "web-a", "celery", "-A", "config", "inspect", method, "--json"),
-            *(f"--timeout={PATIENCE}", f"--destination={','.join(nodes)}"),
-        )
-        return json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+
+        def replies() -> dict[str, Any] | None:
+            # It ends as soon as all have replied. A worker that has just started misses a question.
+            try:
+                printed = self.compose(
+                    *("exec", "--no-TTY", "web-a", "celery", "inspect", method, "--json"),
+                    *("--timeout=10", f"--destination={','.join(nodes)}"),
+                )
+            except AssertionError:  # nobody replied
+                return None
+            found = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+            return found if found.keys() >= set(nodes) else None
+
+        return wait_for("a reply of each worker", replies)
 
     def send(self, queue: str, **kwargs: object) -> str:
         """Send the sample task to `queue`; return its id."""
