@@ -11,7 +11,7 @@ from . import StepFailed, ask, run, say, step, tail
 from .packages import can_install, install, install_from, system
 
 # The first Compose whose health checks know a start_interval and that is still maintained.
-COMPOSE = (2, 24)
+COMPOSE = (2, 26)
 # Debian 12 has Compose 1 and no buildx; the packages of its successor run on it as they are.
 NEWER_SUITE = {"12": "trixie"}
 BY_HAND = (
