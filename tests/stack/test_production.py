@@ -261,8 +261,11 @@ def test_django_sees_the_clients_address_scheme_and_port_and_no_forged_ones(
     assert honest["client"] == honest["forwarded_for"]
 
 
-def test_in_production_visitors_are_sent_to_the_log_in(production: Stack) -> None:
-    assert production.get("/").headers["Location"] == "/admin/login/?next=/"
+def test_in_production_visitors_see_the_home_page_but_not_the_dashboard(production: Stack) -> None:
+    home = production.get("/")
+    assert "<h1>It works</h1>" in home.text
+    assert "/status/" not in home.text  # links for developers
+    assert production.get("/status/").headers["Location"] == "/admin/login/?next=/status/"
 
 
 def test_staff_logs_in_through_the_proxy_and_its_port(production: Stack) -> None:
@@ -272,14 +275,14 @@ def test_staff_logs_in_through_the_proxy_and_its_port(production: Stack) -> None
         "--no-input", "--username=chief", "--email=chief@example.com",
     )  # fmt: skip
     session = requests.Session()
-    page = session.get(f"{production.url}/admin/login/", timeout=60)
+    page = session.get(f"{production.url}/status/", timeout=60)
     token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)[1]
     form = {"username": "chief", "password": "correct-horse-battery", "csrfmiddlewaretoken": token}
     elsewhere = {"Origin": "http://localhost"}  # another port is another site
     refused = session.post(page.url, data=form, headers=elsewhere, timeout=60)
     assert refused.status_code == 403
     answer = session.post(page.url, data=form, headers={"Origin": production.url}, timeout=60)
-    assert answer.url == f"{production.url}/"
+    assert answer.url == f"{production.url}/status/"
     assert 'value="default"' in answer.text
     assert "Site administration" in session.get(f"{production.url}/admin/", timeout=60).text
 

@@ -74,11 +74,17 @@ def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
         answer = requests.post(f"{production.url}/flower/api/{path}", timeout=60)
         assert answer.status_code == 401, path
     task = "00000000-0000-0000-0000-000000000000"
-    for path in ("/", "/live/", f"/sample/{task}/", "/admin/", "/admin/auth/user/add/"):
-        answer = production.get(path)
+    for path in (
+        "status/",
+        "status/live/",
+        f"status/sample/{task}/",
+        "admin/",
+        "admin/accounts/user/add/",
+    ):
+        answer = production.get(f"/{path}")
         assert answer.status_code == 302, path
         assert answer.headers["Location"].startswith("/admin/login/?next="), path
-    assert requests.post(f"{production.url}/sample/", timeout=60).status_code == 403
+    assert requests.post(f"{production.url}/status/sample/", timeout=60).status_code == 403
     for path in ("/.env", "/.git/config", "/compose.yaml", "/config/settings.py", "/__debug__/"):
         assert production.get(path).status_code == 404, path
     assert production.get("/healthz").text == "ok"
