@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +57,31 @@ def test_a_countdown_waits_in_the_broker_and_then_runs_once(rabbitmq: Stack) -> 
         "print(sample.apply_async(kwargs={'steps': 1}, queue='crawl', countdown=2).get(timeout=180))"
     )
     assert rabbitmq.python(code) == f"Done by crawl@{rabbitmq.slug}."
+
+
+def test_a_countdown_that_ends_before_its_queue_is_there_runs_once_it_is(rabbitmq: Stack) -> None:
+    """As after a restart: RabbitMQ's own interval would be three minutes, or twice that."""
+    control = ("exec", "--no-TTY", "broker", "rabbitmqctl", "--quiet")
+
+    def delayed() -> int:
+        """Count them; RabbitMQ does so itself every five seconds."""
+        listed = rabbitmq.compose(*control, "list_queues", "--no-table-headers", "name", "messages")
+        rows = [line.split() for line in listed.splitlines()]
+        return sum(int(count) for name, count in rows if name.startswith("celery_delayed"))
+
+    code = (
+        "from stack.tasks import sample;"
+        "print(sample.apply_async(kwargs={'steps': 1}, queue='notify', countdown=16).id)"
+    )
+    rabbitmq.compose("stop", "worker-notify")
+    try:
+        task = rabbitmq.python(code)
+        rabbitmq.compose(*control, "delete_queue", "notify")
+        wait_for("it is delayed", lambda: delayed() == 1)
+        time.sleep(16)  # it is due, and can go nowhere
+    finally:
+        rabbitmq.containers()["worker-notify"].start()
+    assert rabbitmq.result(task) == f"Done by notify@{rabbitmq.slug}."
 
 
 def test_the_log_names_the_queue_of_a_task_that_the_broker_delayed(rabbitmq: Stack) -> None:
