@@ -343,12 +343,12 @@ def test_answers_do_not_tell_versions(production: Stack) -> None:
 def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
     manual = (production.folder / "docs" / "security.md").read_text()
     rows = re.findall(r"^\| ([^|]+?) \|", manual.partition("## What was tried")[2], re.MULTILINE)
-    told = {row for row in rows if row not in ("tried", "---")}
+    told = {row for row in rows if row not in ("attack", "---")}
     assert told == set(ROWS)
     assert all(test in globals() for test in ROWS.values())
 
 
-# In words, for whoever has the project and not these tests.
+# In words, for owners of a project, who do not have these tests.
 ROWS = {
     "pages, Flower's API, `.env` without a password": "test_without_a_password_no_page_of_staff_opens",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
@@ -359,8 +359,8 @@ ROWS = {
     "`?next=` to another site": "test_no_redirect_leads_to_another_site",
     "large headers, bodies, forms": "test_what_is_too_large_is_refused",
     "slow requests, many connections": "test_slow_requests_are_ended_and_one_address_has_200_at_most",
-    "paths out of static and media": "test_no_path_leads_out_of_static_and_media",
+    "path traversal in static and media files": "test_no_path_leads_out_of_static_and_media",
     "an upload that a browser would run": "test_nothing_uploaded_runs_in_a_browser",
-    "forged lines in a log": "test_no_line_of_a_log_can_be_forged",
+    "log injection": "test_no_line_of_a_log_can_be_forged",
     "versions in answers": "test_answers_do_not_tell_versions",
 }
