@@ -28,10 +28,7 @@ def lines() -> Iterator[Callable[[], list[dict]]]:
     handler.setFormatter(logs.Json())
     root = logging.getLogger()
     root.addHandler(handler)
-    level = root.level  # LOG_LEVEL of .env
-    root.setLevel(logging.INFO)
     yield lambda: [json.loads(line) for line in handler.stream.getvalue().splitlines()]
-    root.setLevel(level)
     root.removeHandler(handler)
 
 
