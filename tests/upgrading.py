@@ -51,17 +51,20 @@ OURS = [
 ]
 CONFLICT = ("nginx/slow-down.html", "<h1>", "<h1>Please ")
 
+# Who commits, for git and for cruft, which calls it.
+OWNER = {
+    f"GIT_{role}_{key}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for key, value in (("NAME", "owner"), ("EMAIL", "owner@localhost"))
+}
+
 
 def git(folder: Path, *arguments: str) -> str:
     """Run git in `folder` as somebody who commits; return what it prints."""
-    names = {"NAME": "owner", "EMAIL": "owner@localhost"}
-    env = {
-        f"GIT_{role}_{key}": name for role in ("AUTHOR", "COMMITTER") for key, name in names.items()
-    }
     done = subprocess.run(
         ["git", "-c", "init.defaultBranch=main", *arguments],
         cwd=folder,
-        env=os.environ | env,
+        env=os.environ | OWNER,
         capture_output=True,
         text=True,
         check=True,
@@ -108,14 +111,10 @@ def cruft(folder: Path, *arguments: str) -> str:
     # What cookiecutter remembers goes beside the project, and no home is touched.
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
-    env = os.environ | {"HOME": str(home)}
-    names = {"GIT_AUTHOR_NAME": "o", "GIT_AUTHOR_EMAIL": "o@localhost"}
     done = subprocess.run(
         [str(CRUFT), *arguments],
         cwd=folder,
-        env=env
-        | names
-        | {name.replace("AUTHOR", "COMMITTER"): value for name, value in names.items()},
+        env=os.environ | OWNER | {"HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

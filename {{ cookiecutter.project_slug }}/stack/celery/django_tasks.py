@@ -50,8 +50,8 @@ def execute(self: celery.Task, *args: Any, **kwargs: Any) -> Any:
     task = import_string(self.name)
     backend = task.get_backend()
     workers = [str(self.request.hostname)] * (1 + self.request.retries)
-    result = make_result(task, str(self.request.id), args, kwargs, worker_ids=workers)
-    object.__setattr__(result, "status", TaskResultStatus.RUNNING)
+    known = {"status": TaskResultStatus.RUNNING, "worker_ids": workers}
+    result = make_result(task, str(self.request.id), args, kwargs, **known)
     task_started.send(type(backend), task_result=result)
     context: list[TaskContext] = [TaskContext(task_result=result)] if task.takes_context else []
     try:
