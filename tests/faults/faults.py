@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from tests.stack.stack import Stack, wait_for
 
@@ -25,6 +25,25 @@ def kill_pool_child(stack: Stack) -> None:
     """SIGKILL to one of the worker's busy children."""
     worker = stack.containers()[WORKER]
     kill(max(children(worker, main_process_of(worker))))
+
+
+@contextmanager
+def stopped_children(stack: Stack) -> Iterator[Callable[[], None]]:
+    """Keep the worker's children from running, until the function that this yields is called."""
+    worker = stack.containers()[WORKER]
+    pids = children(worker, main_process_of(worker))
+
+    def resume() -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(pid, signal.SIGCONT)
+
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        yield resume
+    finally:
+        resume()
 
 
 def run_out_of_memory(stack: Stack) -> None:

@@ -35,8 +35,12 @@ def children(container: Container, parent: int) -> list[int]:
 
 
 def ledger_stack(folder: Path, **answers: str) -> Stack:
-    """Render a stack into `folder` with the app `ledger` and a small time limit; not started."""
-    stack = Stack(folder, PRODUCTION, **answers)
+    """
+    Render a stack into `folder` with the app `ledger` and a small time limit; not started.
+
+    It has no example, whose tasks have time limits of their own, above this one.
+    """
+    stack = Stack(folder, PRODUCTION, **{"example": "false"} | answers)
     shutil.copytree(Path(__file__).parent / "ledger", stack.folder / "ledger")
     stack.edit("config/settings.py", '    "stack",\n', '    "stack",\n    "ledger",\n')
     stack.edit(

@@ -22,7 +22,7 @@ class EngineVm(Vm):
 
     def __init__(self, folder: Path, broker: str) -> None:
         """Render a project into `folder`; nothing is built or started yet."""
-        super().__init__(ledger_stack(folder, broker=broker, queues="crawl", example="false"))
+        super().__init__(ledger_stack(folder, broker=broker, queues="crawl"))
         self.folder = folder / "engine"
         self.folder.mkdir()
 

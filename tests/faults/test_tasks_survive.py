@@ -40,6 +40,28 @@ def ledger(stack: Stack) -> Ledger:
     return Ledger(stack)
 
 
+# A step that fails, then two in parallel, then one more.
+CHAIN = """
+from celery import chain, group
+from ledger.models import Entry
+from ledger.tasks import fail_once, work
+keys = [f"chain-{number}" for number in range(5)]
+Entry.objects.bulk_create(Entry(key=key) for key in keys)
+first, failing, *both, last = keys
+both = group(work.si(key, 0) for key in both)
+steps = chain(work.si(first, 0), fail_once.si(failing), both, work.si(last, 0))
+steps.apply_async(queue="crawl")
+"""
+# How many messages the queue has, with those that Redis counts as taken.
+HELD = """
+from config.celery import app
+with app.connection_for_read() as connection:
+    channel = connection.default_channel
+    waiting = app.amqp.queues["crawl"](channel).queue_declare().message_count
+    print(waiting + (channel.client.hlen("unacked") if hasattr(channel, "client") else 0))
+"""
+
+
 def errors(logs: str) -> str:
     """Pick the lines that name an error."""
     return "\n".join(sorted({line[-200:] for line in logs.splitlines() if "Error" in line}))
@@ -69,6 +91,26 @@ def test_a_worker_that_is_stopped_ends_its_tasks_and_doubles_none(ledger: Ledger
     assert (verdict.lost, verdict.doubled) == (0, 0)
 
 
+def test_a_worker_that_is_stopped_acknowledges_what_its_children_began_just_now(
+    stack: Stack, ledger: Ledger
+) -> None:
+    def taken() -> int:
+        return len(stack.inspect("reserved")[f"crawl@{stack.slug}"])
+
+    with faults.stopped_children(stack) as resume, ThreadPoolExecutor(1) as thread:
+        ledger.send("work", "begun", 2, 0)
+        wait_for("both are with a child", lambda: taken() == 2)
+        stop = thread.submit(stack.compose, "stop", WORKER)
+        wait_for("it stops", lambda: "Warm shutdown" in stack.compose("logs", "--tail=1", WORKER))
+        time.sleep(3)  # until its event loop has ended, at the next of its timers
+        resume()
+        stop.result()
+    assert ledger.done("begun") == 2
+    assert stack.python(HELD) == "0"
+    stack.compose("up", "--detach", WORKER)
+    wait_until_healthy(stack)
+
+
 def test_a_stopped_worker_holds_its_tasks_to_their_time_limits(
     stack: Stack, ledger: Ledger
 ) -> None:
@@ -89,6 +131,25 @@ def test_a_stopped_worker_holds_its_tasks_to_their_time_limits(
         assert rows in (["1:1 1:0 1:1 1:1 1:1"], ["1:0 1:0 1:1 1:1 1:1"])
         code = f"from config.celery import app; print(repr(app.AsyncResult({task!r}).result))"
         assert "TimeLimitExceeded(" in stack.python(code)
+
+
+def test_the_rest_of_a_chain_runs_when_its_failed_step_is_sent_again(
+    stack: Stack, ledger: Ledger
+) -> None:
+    def done() -> str:
+        return ledger.ask("string_agg(done::text, '' ORDER BY key)", "chain")[0]
+
+    def listed(word: str) -> list[list[str]]:
+        return [row.split() for row in stack.manage("failed").splitlines() if word in row]
+
+    stack.python(CHAIN)
+    ((_, _, step, *_),) = wait_for("a step failed", lambda: listed("fail_once"))
+    assert [row[:2] for row in listed(f"waits for {step}")] == [["not", "run"]]  # the chord
+    time.sleep(1)  # for what would run now, wrongly
+    assert done() == "10000"
+    stack.manage("failed", "--retry", step)
+    wait_for("all are done", lambda: done() == "11111")
+    assert not listed(step)
 
 
 @pytest.mark.parametrize("fault", [faults.restart_broker, faults.kill_broker])

@@ -59,19 +59,18 @@ def test_failed_tasks_are_shown_and_sent_again_with_the_same_arguments(
     ]
 
     printed = production.manage("failed", "--retry", first)
-    again = printed.split()[-1]
-    wait_for("it failed again", lambda: failed(production)[0][0] == again)
+    assert printed == f"stack.tasks.sample {first} is sent again.\n"
+    wait_for("it failed again", lambda: failed(production)[0][0] == first)
     assert failed(production) == [
-        [again, "stack.tasks.sample", "crawl", error],
+        [first, "stack.tasks.sample", "crawl", error],
         [second, "stack.tasks.sample", "notify", error],
     ]
-    assert inspect(production, again)["kwargs"] == '{"steps": 2, "pause": 0, "fail": true}'
-    assert refused(production, "failed", "--retry", first).startswith("No failed task has the id")
+    assert inspect(production, first)["kwargs"] == '{"steps": 2, "pause": 0, "fail": true}'
+    assert refused(production, "failed", "--retry", "x").startswith("No failed task has the id x")
 
     printed = production.manage("failed", "--retry", "all")
-    assert [line.split()[1] for line in printed.splitlines()] == [second, again]
+    assert [line.split()[1] for line in printed.splitlines()] == [second, first]
     wait_for("both failed again", lambda: len(failed(production)) == 2)
-    assert {row[0] for row in failed(production)}.isdisjoint({first, second, again})
 
 
 def test_a_killed_task_is_a_failed_one_whose_arguments_are_known(
@@ -104,9 +103,9 @@ def test_an_unknown_task_is_a_failed_one_and_its_worker_goes_on(
     assert failed(production) == [[task, "shop.tasks.gone", "crawl", error]]
     rows = inspect(production, task)
     assert (rows["state"], rows["args"], rows["kwargs"]) == ("FAILURE", "[1]", '{"n": 2}')
-    again = production.manage("failed", "--retry", task).split()[-1]
+    production.manage("failed", "--retry", task)
     wait_for("it failed again", lambda: failed(production))
-    assert failed(production) == [[again, "shop.tasks.gone", "crawl", error]]
+    assert failed(production) == [[task, "shop.tasks.gone", "crawl", error]]
     assert production.result(production.send("crawl", steps=1)).startswith("Done by")
     assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
 

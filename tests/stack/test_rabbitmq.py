@@ -12,14 +12,13 @@ from tests.faults.helpers import Ledger, ledger_stack
 
 from .stack import Stack, wait_for
 
-ANSWERS = {"example": "false"}
 QUEUES = ["default", "crawl", "notify"]
 
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running stack on RabbitMQ."""
-    stack = ledger_stack(tmp_path_factory.mktemp("rabbitmq"), broker="rabbitmq", **ANSWERS)
+    stack = ledger_stack(tmp_path_factory.mktemp("rabbitmq"), broker="rabbitmq")
     try:
         stack.up("--build")
         yield stack

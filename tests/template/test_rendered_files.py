@@ -144,6 +144,7 @@ stack/sentry.py
 stack/settings.py
 stack/tasks.py
 stack/testing.py
+stack/tests/test_canvas.py
 stack/tests/test_commands.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py

@@ -1,13 +1,16 @@
-"""System checks, run at every start: each task has a queue, and each queue a worker."""
+"""System checks, run at every start: queues, workers, routes, schedules and time limits agree."""
 
 import os
 import re
+from typing import Any
 
 from celery import current_app
 from celery.exceptions import QueueNotFound
 from django.conf import settings
 from django.core.checks import Error, register
 from django.utils.module_loading import autodiscover_modules
+
+from .celery.task import check_time_limits
 
 # How a service of compose says which queues its worker consumes.
 CONSUMED = re.compile(
@@ -54,20 +57,50 @@ def queues_have_workers(**kwargs: object) -> list[Error]:
 
 @register()
 def tasks_have_queues(**kwargs: object) -> list[Error]:
-    """Return an error for each task whose route names a queue that is not in QUEUES."""
+    """Return an error for each task and each entry of beat's schedule with a queue not in QUEUES."""
     autodiscover_modules("tasks")  # not Celery's own loader, which runs these checks
+    found: list[tuple[str, str, dict[str, Any]]] = [
+        (f'the task "{name}"', name, {}) for name in sorted(current_app.tasks)
+    ]
+    found += [
+        (f'"{name}" in beat\'s schedule', entry["task"], entry.get("options") or {})
+        for name, entry in current_app.conf.beat_schedule.items()
+    ]
+    return [
+        Error(
+            f"The queue of {what} is wrong: {error.args[0]}.",
+            hint="Add the queue to QUEUES in config/settings.py, or correct its name.",
+            id="stack.E003",
+        )
+        for what, task, options in found
+        if (error := route_error(task, options))
+    ]
+
+
+def route_error(name: str, options: dict[str, Any]) -> QueueNotFound | None:
+    """Return what sending a task with these options of apply_async would raise, or None."""
+    task = current_app.tasks.get(name)
+    # The names that Celery looks at, first the call's, then the decorator's, then the routes'.
+    queue = options.get("queue") or getattr(task, "queue", None)
+    try:
+        current_app.amqp.router.route({"queue": queue} if queue else {}, name)
+    except QueueNotFound as error:
+        return error
+    except Exception:  # a function among the routes that needs the task's arguments
+        return None
+    return None
+
+
+@register()
+def time_limits_fit(**kwargs: object) -> list[Error]:
+    """Return an error for each task whose time limits contradict each other or TASK_TIME_LIMIT."""
+    autodiscover_modules("tasks")
     errors = []
-    for name in sorted(current_app.tasks):
+    for name, task in sorted(current_app.tasks.items()):
         try:
-            current_app.amqp.router.route({}, name)
-        except QueueNotFound as error:
-            errors.append(
-                Error(
-                    f'The route of the task "{name}" is wrong: {error}.',
-                    hint="Add the queue to QUEUES in config/settings.py, or correct the route.",
-                    id="stack.E003",
-                )
-            )
+            check_time_limits(task.time_limit, task.soft_time_limit)
+        except ValueError as error:
+            errors.append(Error(f'The task "{name}" cannot run: {error}', id="stack.E005"))
     return errors
 
 

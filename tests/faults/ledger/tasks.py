@@ -55,6 +55,14 @@ def limited(key: str) -> None:
 
 
 @shared_task(**PATIENT)
+def fail_once(key: str) -> None:
+    """Fail on the first try; then count it."""
+    if Entry.start(key) == 1:
+        raise LookupError(key)
+    Entry.finish(key)
+
+
+@shared_task(**PATIENT)
 def tick(key: str) -> None:
     """Add a row, for each time that beat asks for it."""
     Entry.objects.create(key=f"{key}-{uuid.uuid4()}", accepted_at=timezone.now())

@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 
 class Consumer(consumer.Consumer):
     """
-    The worker's consumer: it keeps unknown tasks, and sends events in batches.
+    The worker's consumer: it keeps unknown tasks, forgets none that began, and sends events in batches.
 
-    Celery's own deletes an unknown task. It sends events for Flower in every iteration of the event
-    loop, about two messages per task: for short tasks that costs more than the tasks themselves.
+    Celery's own deletes an unknown task. When it stops, it forgets tasks that a child has begun just
+    now. It sends events for Flower in every iteration of the event loop, about two messages per task:
+    for short tasks that costs more than the tasks themselves.
     """
 
     pause = 0.5  # seconds that an event waits for others
@@ -31,6 +32,7 @@ class Consumer(consumer.Consumer):
     patience = 60 if settings.DEBUG else 0
     connection_errors: tuple[type[Exception], ...]
     event_dispatcher: Any
+    pool: Any
     hub: Hub
     qos: Any
     _flush_events: Callable[[], Any]
@@ -52,6 +54,26 @@ class Consumer(consumer.Consumer):
         """Send the buffered events."""
         self.next_flush = None
         self._flush_events()
+
+    def on_close(self) -> None:
+        """
+        Close as Celery does, but keep the tasks that were written to a child.
+
+        Celery forgets a task whose child has not reported yet that it began. The child runs it all
+        the same: nobody would acknowledge it, so that it ran twice, and the child would wait for 30
+        seconds before it ends, because nobody reads the result:
+        https://github.com/celery/celery/issues/3802, https://github.com/celery/celery/pull/6863
+        """
+        if not self.pool.flush:  # only that of prefork has it
+            super().on_close()
+            return
+        pool = self.pool._pool
+        jobs = dict(pool._cache)
+        super().on_close()
+        for number, job in jobs.items():
+            if job._write_to and job._write_to._is_alive() and not job.ready():
+                pool._cache[number] = job
+                pool._busy_workers.add(job._write_to.inqW_fd)
 
     def on_unknown_task(self, body: object, message: Message, exc: Exception) -> None:
         """Fail a task that this worker has no code for, in development after some time."""

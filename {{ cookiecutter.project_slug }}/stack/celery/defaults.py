@@ -14,6 +14,8 @@ from django.core.exceptions import ImproperlyConfigured
 from stack import brokers
 from stack.environment import SERVICE, env, for_worker
 
+SOFT = 0.9  # of the hard time limit, when only one of the two is given
+
 
 def for_settings() -> dict[str, Any]:
     """Return the defaults for those that the project's settings do not set."""
@@ -73,7 +75,7 @@ def everything() -> dict[str, Any]:
         "worker_max_tasks_per_child": for_worker("MAX_TASKS_PER_CHILD", 1000),
         "worker_max_memory_per_child": for_worker("MAX_MEMORY_PER_CHILD", 200_000),  # KiB
         "task_time_limit": time_limit,
-        "task_soft_time_limit": 0.9 * time_limit,
+        "task_soft_time_limit": SOFT * time_limit,
         # A task is acknowledged when it has ended, so that it survives its worker; it must be
         # idempotent: https://docs.celeryq.dev/en/stable/faq.html#should-i-use-retry-or-acks-late
         "task_acks_late": True,

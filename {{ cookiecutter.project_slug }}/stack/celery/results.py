@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from celery import states
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 
 from stack import logs
@@ -12,6 +13,30 @@ from . import django_tasks
 
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
 KEPT = 1000
+
+
+def was_sent(request: Any) -> bool:
+    """Return whether a request has a name; when a message cannot be decoded, it has hardly anything."""
+    return bool(getattr(request, "task", None))
+
+
+def was_run(request: Any) -> bool:
+    """
+    Return whether a worker took the task.
+
+    When a task fails, Celery stores a failure for whatever was to run after it, too: the next steps
+    of its chain, the callback of its chord.
+    """
+    return was_sent(request) and bool(getattr(request, "hostname", None))
+
+
+def message(request: Context) -> dict[str, Any]:
+    """Return what send_task needs, besides name, arguments and queue, to send the message again."""
+    options = request.as_execution_options()
+    options["priority"] = (request.delivery_info or {}).get("priority")
+    # It is a new attempt: it has all its retries, and has not expired.
+    left_out = ("retries", "expires")
+    return {name: value for name, value in options.items() if value and name not in left_out}
 
 
 class Results(RedisBackend):
@@ -27,9 +52,9 @@ class Results(RedisBackend):
         meta = super()._get_result_meta(  # type: ignore[misc]
             result, state, traceback, request, *args, **kwargs
         )
-        # For a message that it cannot decode, Celery passes a request with hardly any attributes.
-        name = getattr(request, "task", None)
-        if name and (state == states.FAILURE or name in django_tasks.registered):
+        if was_sent(request) and (
+            state == states.FAILURE or request.task in django_tasks.registered
+        ):
             meta |= {
                 "name": request.task,
                 "args": request.args,
@@ -39,12 +64,14 @@ class Results(RedisBackend):
                 "queue": logs.queue(request),
                 "request_id": request.get("request_id"),
             }
+        if was_run(request) and state == states.FAILURE:
+            meta["message"] = message(request)
         return meta
 
     def _store_result(
         self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
     ) -> Any:
-        if state == states.FAILURE:
+        if state == states.FAILURE and was_run(kwargs.get("request")):
             # First, so that a result that can be seen is on the list.
             with self.client.pipeline(transaction=False) as pipe:
                 pipe.zadd(FAILED, {task_id: time.time()})
@@ -59,7 +86,11 @@ class Results(RedisBackend):
         ids = [task_id.decode() for task_id in self.client.zrevrange(FAILED, 0, -1)]
         found = {task_id: self.get_task_meta(task_id) for task_id in ids}
         # Results expire, and this list does not.
-        return {task_id: meta for task_id, meta in found.items() if meta.get("name")}
+        return {
+            task_id: meta
+            for task_id, meta in found.items()
+            if meta["status"] == states.FAILURE and meta.get("name")
+        }
 
     def take_failed(self, task_id: str) -> bool:
         """Remove a task from the list; return whether it was there, which is true once."""

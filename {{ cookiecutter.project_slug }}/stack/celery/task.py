@@ -1,18 +1,21 @@
 """The class of every task: @shared_task and @app.task make instances of it."""
 
+from contextlib import suppress
 from typing import Any
 
-from celery import Signature
+from celery import Celery, Signature
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import NotRegistered, QueueNotFound, Reject
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
+from django.conf import settings
 from django.core.cache import cache
 from kombu.exceptions import OperationalError
 
 from stack import brokers, logs
 
 from . import countdown
+from .defaults import SOFT
 
 CONFIRM_TIMEOUT = 10  # seconds that RabbitMQ may take to confirm a task
 
@@ -31,11 +34,42 @@ class UnknownTask(NotRegistered):
         return str(self.args[0])
 
 
+def time_limits(hard: float | None, soft: float | None) -> tuple[float | None, float | None]:
+    """Return the hard and the soft time limit in seconds; if one is given, the other follows."""
+    if hard and not soft:
+        soft = SOFT * hard
+    elif soft and not hard:
+        hard = max(soft, min(soft / SOFT, settings.TASK_TIME_LIMIT))
+    return hard, soft
+
+
+def check_time_limits(hard: float | None, soft: float | None) -> None:
+    """Raise ValueError, with one sentence, for a limit that is too long."""
+    if soft and hard and soft > hard:
+        raise ValueError(f"soft_time_limit is {soft:g} s, and time_limit only {hard:g} s.")
+    if hard and hard > settings.TASK_TIME_LIMIT:
+        raise ValueError(
+            f"time_limit is {hard:g} s, and TASK_TIME_LIMIT only {settings.TASK_TIME_LIMIT} s: "
+            "raise that in .env, because a worker that stops waits for its tasks that long."
+        )
+
+
 class Task(DjangoTask):
     """Celery's task, made safe where the settings alone are not enough."""
 
     Request = "stack.celery.request:Request"
     max_deliveries = 5  # then a task that kills its worker fails
+    # "bind" takes these two from the settings itself, once it knows what the task sets.
+    from_config = tuple(pair for pair in DjangoTask.from_config if "time_limit" not in pair[0])
+
+    @classmethod
+    def bind(cls, app: Celery) -> Celery:
+        """Bind the task to its app; if it sets one time limit, the other follows."""
+        app = super().bind(app)
+        hard, soft = time_limits(cls.time_limit, cls.soft_time_limit)
+        cls.time_limit = hard or app.conf.task_time_limit  # type: ignore[assignment]
+        cls.soft_time_limit = soft or app.conf.task_soft_time_limit  # type: ignore[assignment]
+        return app
 
     def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
         """Raise TooManyDeliveries, or Ignore when the task is not due yet."""
@@ -53,8 +87,13 @@ class Task(DjangoTask):
         Send this task; OperationalError when the broker or the result backend is unavailable.
 
         It is kombu's, and the one error to catch. Celery raises others too, such as RuntimeError
-        when Redis ends between two attempts to subscribe to the result.
+        when Redis ends between two attempts to subscribe to the result. ValueError for a time limit
+        above TASK_TIME_LIMIT.
         """
+        # None: the worker takes the task's own, which may differ from those of this process.
+        hard, soft = time_limits(kwargs.get("time_limit"), kwargs.get("soft_time_limit"))
+        check_time_limits(hard, soft)
+        kwargs |= {"time_limit": hard, "soft_time_limit": soft}
         is_retry = self.request.id and kwargs.get("task_id") == self.request.id
         if not is_retry and not self.app.conf.task_always_eager:
             brokers.current().check_capacity()
@@ -98,3 +137,9 @@ def count_redelivery(task_id: str) -> int:
     except Exception:  # whatever it is, the task must not fail for it
         logger.warning("The cache is unavailable: a redelivery of %s is not counted.", task_id)
         return 0
+
+
+def forget_redeliveries(task_id: str) -> None:
+    """Count the redeliveries of a task from the start again; nothing when the cache is unavailable."""
+    with suppress(Exception):
+        cache.delete(f"redeliveries:{task_id}")

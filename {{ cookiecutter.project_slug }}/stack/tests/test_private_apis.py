@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from billiard.pool import ApplyResult
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.loaders.base import BaseLoader
@@ -30,6 +31,8 @@ USED = [
     (Consumer, "_flush_events", "stack/celery/consumer.py"),
     (Consumer, "on_send_event_buffered", "stack/celery/consumer.py"),
     (Consumer, "on_unknown_task", "stack/celery/consumer.py"),
+    (Consumer, "on_close", "stack/celery/consumer.py"),
+    (ApplyResult, "_write_to", "stack/celery/consumer.py"),
     (Request, "on_timeout", "stack/celery/request.py"),
     (Request, "on_failure", "stack/celery/request.py"),
     (state, "active_requests", "stack/activity.py"),

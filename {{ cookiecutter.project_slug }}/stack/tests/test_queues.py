@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
-from celery import current_app
+from celery import Task, current_app, shared_task
 from celery.app.routes import Router, prepare
 from celery.app.task import Context
 from celery.exceptions import QueueNotFound
+from celery.signals import before_task_publish
 from django.conf import settings
 from django.core.management import call_command
 
@@ -12,6 +13,7 @@ from stack.checks import (
     queues_have_workers,
     scheduled_tasks_exist,
     tasks_have_queues,
+    time_limits_fit,
     worker_queues,
 )
 from stack.tasks import sample
@@ -54,16 +56,56 @@ def test_each_way_to_give_a_worker_its_queues_is_read(
     assert worker_queues() == {"a", "b", "c"}
 
 
-def test_a_route_to_an_unknown_queue_is_an_error(monkeypatch) -> None:
-    router = Router(
-        prepare([{"stack.*": "unread"}]),
-        current_app.amqp.queues,
-        create_missing=False,
-        app=current_app,
-    )
+def use_routes(monkeypatch, *routes: object) -> None:
+    """Let these be CELERY_TASK_ROUTES."""
+    queues = current_app.amqp.queues
+    router = Router(prepare(list(routes)), queues, create_missing=False, app=current_app)
     monkeypatch.setattr(current_app.amqp, "router", router)
-    found = {error.id for error in tasks_have_queues()}
-    assert found == {"stack.E003"}
+
+
+def by_name(name: str, *args: object, **kwargs: object) -> str:
+    """Route by a function."""
+    return "unread"
+
+
+def by_arguments(name: str, args: tuple, *rest: object, **kwargs: object) -> str:
+    """Route by the arguments, which the check does not know."""
+    return args[0]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        {"stack.*": "unread"},
+        {"stack.tasks.sample": "unread"},
+        {"stack.tasks.sample": {"queue": "unread"}},
+        [("other.*", "default"), ("stack.tasks.*", {"queue": "unread"})],
+        by_name,
+        "stack.tests.test_queues.by_name",
+    ],
+)
+def test_a_route_to_an_unknown_queue_is_an_error(monkeypatch, route: object) -> None:
+    use_routes(monkeypatch, route)
+    assert {error.id for error in tasks_have_queues()} == {"stack.E003"}
+
+
+def test_a_route_by_arguments_is_none(monkeypatch) -> None:
+    use_routes(monkeypatch, by_arguments)
+    assert tasks_have_queues() == []
+
+
+def test_an_unknown_queue_in_a_decorator_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(sample, "queue", "unread", raising=False)
+    (error,) = tasks_have_queues()
+    assert (error.id, '"stack.tasks.sample"' in error.msg) == ("stack.E003", True)
+
+
+def test_an_unknown_queue_in_a_schedule_is_an_error(monkeypatch) -> None:
+    entry = {"task": sample.name, "schedule": 60, "options": {"queue": "unread"}}
+    monkeypatch.setitem(current_app.conf.beat_schedule, "typo", entry)
+    (error,) = tasks_have_queues()
+    sentence = "The queue of \"typo\" in beat's schedule is wrong: Queue 'unread' missing from task_queues."
+    assert (error.id, error.msg) == ("stack.E003", sentence)
 
 
 def test_a_schedule_with_an_unknown_task_is_an_error(monkeypatch) -> None:
@@ -100,3 +142,80 @@ def test_a_task_without_a_route_goes_to_default() -> None:
 def test_the_sample_command_shows_who_did_each_task(worker, capsys) -> None:
     call_command("sample", *settings.QUEUES)
     assert capsys.readouterr().out.count("SUCCESS") == len(settings.QUEUES)
+
+
+# Time limits --------------------------------------------------------------------------------------
+
+LIMIT = settings.TASK_TIME_LIMIT
+
+
+@shared_task(time_limit=0.5 * LIMIT)
+def hard() -> None:
+    """Do nothing, with a hard limit of its own."""
+
+
+@shared_task(soft_time_limit=0.45 * LIMIT)
+def soft() -> None:
+    """Do nothing, with a soft limit of its own."""
+
+
+@shared_task(soft_time_limit=0.1 * LIMIT, time_limit=LIMIT)
+def both() -> None:
+    """Do nothing, with both limits, one of them the default."""
+
+
+@pytest.mark.parametrize(
+    ("task", "limits"), [(hard, (0.5, 0.45)), (soft, (0.5, 0.45)), (both, (1, 0.1))]
+)
+def test_a_task_sets_one_time_limit_and_the_other_follows(task: Task, limits: tuple) -> None:
+    assert (task.time_limit, task.soft_time_limit) == pytest.approx([LIMIT * at for at in limits])
+    assert time_limits_fit() == []
+
+
+def test_a_task_without_time_limits_has_those_of_the_settings() -> None:
+    conf = current_app.conf
+    assert (sample.time_limit, sample.soft_time_limit) == (
+        conf.task_time_limit,
+        conf.task_soft_time_limit,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ((None, None), (None, None)),  # the worker takes the task's own, or its WORKER_TIME_LIMIT
+        ((0.2, None), (0.2, 0.18)),
+        ((None, 0.18), (0.2, 0.18)),
+        ((None, 0.95), (1, 0.95)),
+        ((0.2, 0.05), (0.2, 0.05)),
+    ],
+)
+def test_a_call_sets_one_time_limit_and_the_other_follows(given: tuple, sent: tuple) -> None:
+    found = []
+
+    def note(headers: dict, **kwargs: object) -> None:
+        found.extend(headers["timelimit"])
+
+    names = ("time_limit", "soft_time_limit")
+    options = {name: at * LIMIT for name, at in zip(names, given, strict=True) if at}
+    before_task_publish.connect(note)
+    try:
+        hard.apply_async(**options)
+    finally:
+        before_task_publish.disconnect(note)
+    assert found == pytest.approx([at and at * LIMIT for at in sent])
+
+
+def test_a_time_limit_that_is_too_long_is_refused(monkeypatch) -> None:
+    sentence = f"time_limit is {LIMIT + 1} s, and TASK_TIME_LIMIT only {LIMIT} s: raise that"
+    for name in ("time_limit", "soft_time_limit"):
+        with pytest.raises(ValueError, match=sentence):
+            hard.apply_async(**{name: LIMIT + 1})
+        monkeypatch.setattr(hard, name, LIMIT + 1)
+    (error,) = time_limits_fit()
+    assert (error.id, sentence in error.msg) == ("stack.E005", True)
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="soft_time_limit is 3 s, and time_limit only 2 s"):
+        hard.apply_async(time_limit=2, soft_time_limit=3)
