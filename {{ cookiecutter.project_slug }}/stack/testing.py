@@ -28,6 +28,8 @@ def worker(django_db_setup: None) -> Iterator[None]:
     from celery.contrib.testing.worker import start_worker
     from django.conf import settings
 
+    # Seconds that it waits for a task at a time, and so that its end waits: one by itself.
+    current_app.conf.broker_transport_options["polling_interval"] = 0.1
     current_app.control.purge()
     with start_worker(
         current_app, concurrency=4, pool="threads", perform_ping_check=False, queues=settings.QUEUES
