@@ -110,6 +110,47 @@ def test_an_unknown_task_is_a_failed_one_and_its_worker_goes_on(
     assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
 
 
+# Publish a message as it is.
+PUBLISH = """
+import sys, uuid
+from config.celery import app
+task = str(uuid.uuid4())
+headers = {{"id": task, "task": "stack.tasks.sample", "root_id": task, "retries": 0, "timelimit": [None, None]}}
+with app.amqp.producer_pool.acquire() as producer:
+    producer.publish(
+        {body!r}, content_type={kind!r}, content_encoding="utf-8",
+        headers=headers | {more!r}, exchange="crawl", routing_key="crawl",
+    )
+print(task)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "more", "error"),
+    [
+        ("{", "application/json", {}, "InvalidMessage: Expecting property name"),
+        ("5", "application/json", {}, "InvalidMessage: No [args, kwargs, options]"),
+        ("[[], {}, {}]", "application/x-pickle", {}, "InvalidMessage: "),
+        ("[[], {}, {}]", "application/json", {"eta": "x"}, "InvalidMessage: invalid ETA value"),
+        ("[[1, 2, 3, 4], {}, {}]", "application/json", {}, "TypeError: sample() takes from 1 to 4"),
+    ],
+)
+def test_an_unreadable_task_is_a_failed_one_and_its_worker_goes_on(
+    production: Stack, nothing_failed: None, body: str, kind: str, more: dict, error: str
+) -> None:
+    started = production.containers()["worker-crawl"].attrs["State"]["StartedAt"]
+    task = production.python(PUBLISH.format(body=body, kind=kind, more=more))
+    ((*row, printed),) = wait_for("it failed", lambda: failed(production))
+    assert row == [task, "stack.tasks.sample", "crawl"]
+    assert printed.startswith(error)
+    if "InvalidMessage" in error and not more:
+        sentence = f"{task} is not sent again: its arguments could not be read."
+        assert refused(production, "failed", "--retry", task) == sentence
+        assert inspect(production, task)["body"].endswith(f"{body!r}")
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
+
+
 def test_what_became_of_a_task(production: Stack) -> None:
     production.compose("stop", "worker-crawl")
     task = production.send("crawl", steps=60, pause=0.3)

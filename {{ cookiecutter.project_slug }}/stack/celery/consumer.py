@@ -12,16 +12,17 @@ from kombu.asynchronous.timer import Entry
 
 from stack import brokers, logs
 
-from .task import UnknownTask
+from .task import InvalidMessage, UnknownTask
 
 logger = logging.getLogger(__name__)
 
 
 class Consumer(consumer.Consumer):
     """
-    The worker's consumer: it keeps unknown tasks, forgets none that began, and sends events in batches.
+    The worker's consumer: it keeps unknown and unreadable tasks, forgets none that began, and sends
+    events in batches.
 
-    Celery's own deletes an unknown task. When it stops, it forgets tasks that a child has begun just
+    Celery's own deletes an unknown task, and ends at an unreadable one. When it stops, it forgets tasks that a child has begun just
     now. It sends events for Flower in every iteration of the event loop, about two messages per task:
     for short tasks that costs more than the tasks themselves.
     """
@@ -89,34 +90,74 @@ class Consumer(consumer.Consumer):
         )
 
     def fail_unknown_task(self, message: Message, exc: Exception, connection: object) -> None:
+        """Fail a task that has waited long enough for its code."""
+        if connection is not self.connection:  # it has been redelivered already
+            return
+        self.qos.decrement_eventually()
+        name, task_id = message.headers.get("task"), message.headers.get("id")
+        if not name:  # of Celery's first protocol
+            return super().on_unknown_task(None, message, exc)
+        self.fail(message, UnknownTask(f"unknown task {name}"))
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
+        """
+        Return what takes each message: a check, then Celery's own handler.
+
+        A body of another form than a task's would end the worker, and the next one, too.
+        """
+        take = super().create_task_handler(*args, **kwargs)
+
+        def check_and_take(message: Message) -> None:
+            error = unreadable(message)
+            if error is None:
+                take(message)
+            else:
+                self.on_invalid_task(None, message, error)
+
+        return check_and_take
+
+    def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
+        """Fail a task whose message cannot be read."""
+        if not message.headers.get("id"):
+            return super().on_invalid_task(body, message, exc)
+        self.fail(message, InvalidMessage(str(exc)))
+
+    def fail(self, message: Message, error: Exception) -> None:
         """
         Store a failure with all that is needed to send the task again, then acknowledge it.
 
         When that raises, the message stays unacknowledged, and the broker redelivers it.
         """
-        if connection is not self.connection:  # it has been redelivered already
-            return
-        self.qos.decrement_eventually()
-        try:
+        if unreadable(message):
+            args, kwargs, embed = None, None, {"body": repr(message.body)}
+        else:
             args, kwargs, embed = message.payload
-            request: Any = Context(
-                message.headers,
-                args=args,
-                kwargs=kwargs,
-                hostname=self.hostname,
-                delivery_info=message.delivery_info,
-                **embed,
-            )
-        except Exception:  # not of Celery's second protocol, or not JSON: nothing to send again
-            return super().on_unknown_task(None, message, exc)
-        error = UnknownTask(f"unknown task {request.task}")
+        request: Any = Context(
+            message.headers,
+            args=args,
+            kwargs=kwargs,
+            hostname=self.hostname,
+            delivery_info=message.delivery_info,
+            **embed,
+        )
         with logs.task_fields(request):
             logger.error("Task %s[%s] failed: %s", request.task, request.id, error)
         self.app.backend.mark_as_failure(request.id, error, request=request)
         message.ack_log_error(logger, self.connection_errors)
         if self.event_dispatcher:
-            exception = f"UnknownTask({request.task!r})"
+            exception = f"{type(error).__name__}({request.task!r})"
             self.event_dispatcher.send("task-failed", uuid=request.id, exception=exception)
-        signals.task_unknown.send(
-            sender=self, message=message, exc=exc, name=request.task, id=request.id
-        )
+
+
+def unreadable(message: Message) -> Exception | None:
+    """Return what is wrong with the body of a task's message, or None; it is decoded once only."""
+    if not (message.headers or {}).get("task"):
+        return None  # of Celery's first protocol, or not a task: Celery finds out
+    try:
+        match message.payload:
+            case [list() | tuple(), dict(), dict()]:
+                return None
+    except Exception as error:  # whatever a decoder raises
+        return error
+    return InvalidMessage("No [args, kwargs, options]")

@@ -66,6 +66,8 @@ class Results(RedisBackend):
             }
         if was_run(request) and state == states.FAILURE:
             meta["message"] = message(request)
+            if request.args is None:
+                meta["body"] = request.body
         return meta
 
     def _store_result(

@@ -34,6 +34,10 @@ class UnknownTask(NotRegistered):
         return str(self.args[0])
 
 
+class InvalidMessage(Exception):
+    """The message of the task cannot be read: it is damaged, or not written by Celery."""
+
+
 def time_limits(hard: float | None, soft: float | None) -> tuple[float | None, float | None]:
     """Return the hard and the soft time limit in seconds; if one is given, the other follows."""
     if hard and not soft:

@@ -31,6 +31,8 @@ USED = [
     (Consumer, "_flush_events", "stack/celery/consumer.py"),
     (Consumer, "on_send_event_buffered", "stack/celery/consumer.py"),
     (Consumer, "on_unknown_task", "stack/celery/consumer.py"),
+    (Consumer, "on_invalid_task", "stack/celery/consumer.py"),
+    (Consumer, "create_task_handler", "stack/celery/consumer.py"),
     (Consumer, "on_close", "stack/celery/consumer.py"),
     (ApplyResult, "_write_to", "stack/celery/consumer.py"),
     (Request, "on_timeout", "stack/celery/request.py"),

@@ -70,7 +70,9 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
     for name, key in (("task", "name"), ("queue", "queue"), ("worker", "worker")):
         if meta.get(key):
             rows[name] = meta[key]
-    if "args" in meta:
+    if meta.get("body"):  # a message that could not be read
+        rows["body"] = meta["body"]
+    elif "args" in meta:
         rows |= {"args": json.dumps(meta["args"]), "kwargs": json.dumps(meta["kwargs"])}
     if meta.get("request_id"):
         rows["request"] = meta["request_id"]
