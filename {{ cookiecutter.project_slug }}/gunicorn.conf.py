@@ -13,6 +13,10 @@ class Worker(UvicornWorker):
     CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {"lifespan": "off"}
 
 
+# Set here and not in compose.yaml: a command in the same container has no use for a pool, whose
+# threads would keep it from ending cleanly.
+os.environ.setdefault("DATABASE_POOL_SIZE", os.environ.get("WEB_DATABASE_POOL_SIZE", "10"))
+
 wsgi_app = os.environ["UVICORN_APP"]
 bind = "0.0.0.0:8000"
 worker_class = Worker

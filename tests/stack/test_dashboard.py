@@ -230,7 +230,7 @@ session[HASH_SESSION_KEY] = user.get_session_auth_hash()
 session.create()
 print(session.session_key)
 """
-    return {"sessionid": production.python(code)}
+    return {f"{production.slug}_sessionid": production.python(code)}
 
 
 def test_staff_sees_all_of_it_under_the_content_security_policy(

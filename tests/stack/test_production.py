@@ -195,6 +195,22 @@ with app.connection(transport_options=options) as connection, connection.channel
 """
 
 
+def test_the_web_has_a_pool_of_connections_and_a_command_beside_it_has_none(
+    production: Stack,
+) -> None:
+    def open_connections() -> int:
+        networks = production.containers()["web-a"].attrs["NetworkSettings"]["Networks"]
+        address = networks[f"{production.slug}_inside"]["IPAddress"]
+        query = f"SELECT count(*) FROM pg_stat_activity WHERE client_addr = '{address}'"
+        psql = ["psql", "--username=app", "--dbname=app", "-tA", "-c", query]
+        return int(production.containers()["db"].exec_run(psql).output)
+
+    wait_for("a request was served", lambda: production.get("/readyz") and open_connections())
+    code = "from django.db import connection; print(connection.settings_dict['OPTIONS'])"
+    assert "pool" not in production.python(code)
+    assert open_connections() >= 1, "it is closed after each request"
+
+
 def test_a_message_that_redis_acknowledges_late_does_not_keep_its_worker_idle(
     production: Stack,
 ) -> None:

@@ -22,9 +22,9 @@ class Consumer(consumer.Consumer):
     The worker's consumer: it keeps unknown and unreadable tasks, forgets none that began, and sends
     events in batches.
 
-    Celery's own deletes an unknown task, and ends at an unreadable one. When it stops, it forgets tasks that a child has begun just
-    now. It sends events for Flower in every iteration of the event loop, about two messages per task:
-    for short tasks that costs more than the tasks themselves.
+    Celery's own deletes an unknown task, and ends at an unreadable one. When it stops, it forgets
+    tasks that a child has begun just now. It sends events for Flower in every iteration of the event
+    loop, about two messages per task: for short tasks that costs more than the tasks themselves.
     """
 
     pause = 0.5  # seconds that an event waits for others
