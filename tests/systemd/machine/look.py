@@ -74,11 +74,15 @@ def mains() -> dict[str, dict[str, tuple[int, int]]]:
     return {"systemd": units(), "stack": {role: stack.get(role, (0, 0)) for role in ROLES}}
 
 
+def started_after_boot(pid: int) -> float:
+    """Return when a process began, in seconds since the machine's boot; OSError when it is gone."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICKS
+
+
 def started(pid: int) -> float:
-    """Return when a process began, as seconds since 1970; OSError when it is gone."""
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    """Return when a process began, in seconds since 1970; OSError when it is gone."""
     booted = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
-    return int(booted[1]) + int(ticks) / TICKS
+    return int(booted[1]) + started_after_boot(pid)
 
 
 def works(role: str, pid: int) -> bool:
@@ -118,18 +122,26 @@ def state() -> dict[str, dict[str, dict]]:
     return found
 
 
-def flap(times: float) -> dict[str, dict[str, int]]:
-    """Kill every main process as soon as it is seen, until each role was killed so often."""
-    kills = {side: dict.fromkeys(ROLES, 0) for side in ("systemd", "stack")}
+def flap(times: float) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Kill every main process as soon as it is seen, until each role was killed so often.
+
+    Returns each kill, by side and role: when the process began and when it was killed, in seconds
+    since the machine's boot.
+    """
+    kills: dict[str, dict[str, list[dict[str, float]]]] = {
+        side: {role: [] for role in ROLES} for side in ("systemd", "stack")
+    }
     killed = set()
-    while any(count < times for roles in kills.values() for count in roles.values()):
+    while any(len(found) < times for roles in kills.values() for found in roles.values()):
         for side, roles in mains().items():
             for role, (pid, _) in roles.items():
-                if pid and (side, role, pid) not in killed and kills[side][role] < times:
+                if pid and (side, role, pid) not in killed and len(kills[side][role]) < times:
                     killed.add((side, role, pid))
-                    with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+                    with contextlib.suppress(OSError):  # it ended by itself meanwhile
+                        began = started_after_boot(pid)
+                        now = time.clock_gettime(time.CLOCK_BOOTTIME)
                         os.kill(pid, signal.SIGKILL)
-                        kills[side][role] += 1
+                        kills[side][role].append({"began": began, "killed": now})
     return kills
 
 
