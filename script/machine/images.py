@@ -12,8 +12,14 @@ from . import ROOT, StepFailed, ask, run, say, step
 from .packages import can_install, debian_mirror, install
 
 IMAGES = ROOT / "images"
-# The Debian release that has the versions which the template names.
+# The Debian release that has the versions which the template names, and those that have the versions
+# before, for the tests of ops/upgrade-data.
 SUITE = "forky"
+EARLIER = {
+    "postgres:17": "trixie",
+    "rabbitmq:4.0-management": "trixie",
+    "redis:7.0": "bookworm",
+}
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Programs with certificates of their own are told by these to use the system's.
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
@@ -38,10 +44,15 @@ def external_images(project: Path) -> list[str]:
     return [name for name in names if "{" not in name]
 
 
-def made_of(folder: Path) -> str:
+def suite(name: str) -> str:
+    """Return the Debian release that an image is built from."""
+    return EARLIER.get(name, SUITE)
+
+
+def made_of(name: str) -> str:
     """Changes with anything that a stand-in is made of, the host's certificates included."""
-    digest = hashlib.sha256(SUITE.encode())
-    for file in (IMAGES / "check-version", *sorted(folder.rglob("*")), CERTIFICATES):
+    digest = hashlib.sha256(suite(name).encode())
+    for file in (IMAGES / "check-version", *sorted(recipe(name).rglob("*")), CERTIFICATES):
         if file.is_file():
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -52,14 +63,14 @@ def recipe(name: str) -> Path:
     return IMAGES / name.split(":")[0]
 
 
-def debian() -> str:
-    """Return the name of an image with nothing but Debian; the first call builds it.
+def debian(suite: str) -> str:
+    """Return the name of an image with nothing but a Debian release; the first call builds it.
 
     Raises:
         StepFailed: when mmdebstrap is missing and cannot be installed, or fails.
     """
     certificates = CERTIFICATES.read_bytes() if CERTIFICATES.exists() else b""
-    name = f"stand-in-base:{SUITE}-{hashlib.sha256(certificates).hexdigest()[:12]}"
+    name = f"stand-in-base:{suite}-{hashlib.sha256(certificates).hexdigest()[:12]}"
     if ask("docker", "image", "inspect", name) is not None:
         return name
     if not shutil.which("mmdebstrap"):
@@ -82,10 +93,10 @@ def debian() -> str:
         changes = [f"--change=ENV {variable}={CERTIFICATES}" for variable in used]
     # Without a mirror in apt's sources, mmdebstrap knows one itself.
     mirror = debian_mirror() if shutil.which("apt-get") else None
-    with step(f"making Debian {SUITE}"), tempfile.TemporaryDirectory() as folder:
+    with step(f"making Debian {suite}"), tempfile.TemporaryDirectory() as folder:
         archive = f"{folder}/debian.tar"
         way_out = "let this machine reach a Debian mirror, then run script/bootstrap again"
-        where = [SUITE, archive, *([mirror] if mirror else [])]
+        where = [suite, archive, *([mirror] if mirror else [])]
         run("mmdebstrap", *options, *where, way_out=way_out)
         run("docker", "import", *changes, archive, name, way_out="read the engine's log")
     return name
@@ -103,11 +114,11 @@ def build(name: str) -> None:
         raise StepFailed(
             f"No registry answers, and images/ has no stand-in for {name}: pull or load it by hand."
         )
-    base = debian()
+    base = debian(suite(name))
     with step(f"building {name} from Debian packages"):
         run(
             *("docker", "build", f"--file={dockerfile}", f"--tag={name}", "--network=host"),
-            *(f"--label=stand-in={made_of(recipe(name))}", f"--build-arg=BASE={base}"),
+            *(f"--label=stand-in={made_of(name)}", f"--build-arg=BASE={base}"),
             *(f"--build-arg=VERSION={tag[1]}", f"--build-arg=VARIANT={tag[2] or ''}", IMAGES),
             way_out=f"read the lines below, or pull or load {name} by hand",
             env={"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"},
@@ -120,7 +131,7 @@ def ensure_images(names: list[str]) -> None:
     for name in names:
         labels = ask("docker", "image", "inspect", "--format={{json .Config.Labels}}", name)
         stand_in = (json.loads(labels or "null") or {}).get("stand-in")
-        if labels is None or stand_in not in (None, made_of(recipe(name))):
+        if labels is None or stand_in not in (None, made_of(name)):
             wanted[name] = stand_in
     say(f"Base images: {', '.join(wanted or names)}{' (missing or outdated)' if wanted else ''}")
     # A stand-in that is only out of date says already that no registry answers.
