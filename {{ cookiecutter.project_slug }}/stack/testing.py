@@ -6,7 +6,9 @@ stack takes one.
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,16 @@ REDIS = f"redis://:{os.environ['CACHE_PASSWORD']}@cache:6379"
 os.environ["CELERY_BROKER_URL"] = f"{REDIS}/14"
 os.environ["CELERY_RESULT_BACKEND"] = f"{REDIS}/15"
 os.environ["LOG_LEVEL"] = "INFO"  # whatever .env has: tests look at log lines
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 120) -> Any:
+    """Return what `look` returns once that is true; AssertionError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {found!r}")
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture

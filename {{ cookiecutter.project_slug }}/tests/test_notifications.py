@@ -1,4 +1,3 @@
-import time
 from datetime import timedelta
 from io import StringIO
 
@@ -12,6 +11,7 @@ from django.utils import timezone
 from notifications.models import Notification, Subscription
 from notifications.tasks import GIVE_UP, OVERDUE, send_notification, send_overdue
 from posts.models import Post, Site
+from stack.testing import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -91,9 +91,7 @@ def test_a_lost_task_is_replaced(
         subscription=note.subscription,
     )
     send_notification.delay(other.pk).get(timeout=120)
-    deadline = time.monotonic() + 120
-    while len(mail.outbox) < mails + 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: len(mail.outbox) > mails)
     assert len(mail.outbox) == mails + 1
 
 

@@ -15,6 +15,7 @@ from posts import crawler
 from posts.crawler import Unreachable, is_public
 from posts.models import Post, Site
 from posts.tasks import crawl_site, crawl_sites
+from stack.testing import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -254,14 +255,6 @@ def test_a_page_that_is_gone_is_an_error(web: Web) -> None:
 # On the queue -------------------------------------------------------------------------------------
 
 
-def wait_for_posts(count: int) -> None:
-    """Wait until there are this many."""
-    deadline = time.monotonic() + 120
-    while Post.objects.count() < count:
-        assert time.monotonic() < deadline, list(Site.objects.values())
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize(
     ("task", "queue"),
     [("posts.tasks.crawl_site", "crawl"), ("notifications.tasks.send_notification", "notify")],
@@ -285,7 +278,7 @@ def test_beat_has_every_site_crawled(web: Web, worker) -> None:
         web.show(path, rss(path))
         site(web.url(path))
     crawl_sites.delay()
-    wait_for_posts(2)
+    wait_for(lambda: Post.objects.count() == 2)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -296,7 +289,7 @@ def test_the_admin_has_the_chosen_sites_crawled_now(web: Web, worker, admin_clie
         "/admin/posts/site/", {"action": "crawl_now", "_selected_action": [chosen.pk]}, follow=True
     )
     assert "Sites that are crawled now: 1." in answer.content.decode()
-    wait_for_posts(1)
+    wait_for(lambda: Post.objects.count() == 1)
     other.refresh_from_db()
     assert (other.crawled_at, other.error) == (None, "")
 

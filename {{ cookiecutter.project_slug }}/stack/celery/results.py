@@ -36,7 +36,9 @@ def message(request: Context) -> dict[str, Any]:
     options["priority"] = (request.delivery_info or {}).get("priority")
     # It is a new attempt: it has all its retries, and has not expired.
     left_out = ("retries", "expires")
-    return {name: value for name, value in options.items() if value and name not in left_out}
+    return {
+        name: value for name, value in options.items() if value is not None and name not in left_out
+    }
 
 
 class Results(RedisBackend):

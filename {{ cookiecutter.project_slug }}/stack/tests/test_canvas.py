@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from django.core.cache import cache
 from django.core.management import CommandError, call_command
 
 from stack.celery.results import FAILED, Results
+from stack.testing import wait_for
 
 pytestmark = pytest.mark.django_db
 
@@ -58,14 +59,6 @@ def results() -> Results:
 def ran() -> list[int]:
     """Return how often each of the names ran."""
     return [cache.get(f"canvas:{name}") for name in NAMES]
-
-
-def wait_for(look: Callable[[], object]) -> None:
-    """Wait until `look` returns something true."""
-    end = time.monotonic() + 60
-    while not look():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def send(signature: Signature) -> list[list[str]]:

@@ -1,4 +1,3 @@
-import time
 import uuid
 
 import pytest
@@ -8,6 +7,7 @@ from django.core.management import CommandError, call_command
 
 from stack.celery.results import FAILED, Results
 from stack.tasks import sample
+from stack.testing import wait_for
 
 QUEUE = settings.QUEUES[-1]
 
@@ -74,10 +74,8 @@ def nothing_failed() -> None:
 def wait_until_failed(*tasks: str) -> None:
     """Wait until tasks are on the list; AssertionError after two minutes."""
     assert isinstance(current_app.backend, Results)
-    end = time.monotonic() + 120
-    while not current_app.backend.failed().keys() >= set(tasks):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    failed = current_app.backend.failed
+    wait_for(lambda: failed().keys() >= set(tasks))
 
 
 def fail() -> str:

@@ -1,6 +1,5 @@
 """Django's own task framework on Celery."""
 
-import time
 from datetime import timedelta
 
 import pytest
@@ -9,6 +8,8 @@ from django.conf import settings
 from django.tasks import TaskContext, TaskResult, TaskResultStatus, task
 from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.utils import timezone
+
+from stack.testing import wait_for
 
 
 @task
@@ -33,11 +34,12 @@ def fail() -> None:
 
 def wait(result: TaskResult) -> TaskResult:
     """Wait until a task has ended."""
-    deadline = time.monotonic() + 120
-    while not result.is_finished:
-        assert time.monotonic() < deadline, result
-        time.sleep(0.1)
+
+    def ended() -> bool:
         result.refresh()
+        return result.is_finished
+
+    wait_for(ended)
     return result
 
 

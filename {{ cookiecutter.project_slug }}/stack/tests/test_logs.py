@@ -1,7 +1,6 @@
 import io
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from django.test import Client
 
 from stack import logs
 from stack.tasks import sample
+from stack.testing import wait_for
 
 
 @pytest.fixture
@@ -80,12 +80,12 @@ def test_a_task_is_sent_with_the_name_of_its_request_or_its_own(request_id: str)
 def test_the_line_at_the_end_of_a_task_tells_all(worker, lines, request_id: str) -> None:
     done = sample.apply_async(kwargs={"steps": 1, "pause": 0}, queue="default")
     failed = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True}, queue="default")
-    deadline = time.monotonic() + 120
-    found: dict[str, dict] = {}
-    while not {done.id, failed.id} <= found.keys():
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-        found = {line["task_id"]: line for line in lines() if line["logger"] == "celery.app.trace"}
+
+    def ended() -> dict[str, dict]:
+        return {line["task_id"]: line for line in lines() if line["logger"] == "celery.app.trace"}
+
+    wait_for(lambda: ended().keys() >= {done.id, failed.id})
+    found = ended()
     for task, outcome in ((done, "succeeded"), (failed, "failed")):
         line = found[task.id]
         assert line["outcome"] == outcome
