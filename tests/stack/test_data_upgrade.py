@@ -30,6 +30,7 @@ BROKER = {
     "redis": Data("Redis", "redis", "/data", "7.0", "8.0"),
     "rabbitmq": Data("RabbitMQ", "rabbitmq", "/var/lib/rabbitmq", "4.0", "4.3"),
 }
+ROOT = Path(__file__).parents[2]
 # script/machine/images.py builds them.
 EARLIER = ["postgres:17", "rabbitmq:4.0-management", "redis:7.0"]
 
@@ -87,7 +88,7 @@ def test_data_of_another_version_is_refused_with_a_sentence_and_not_touched(data
 
 
 def name_images(stack: Stack, when: str) -> None:
-    """Name the images of "before" or "now" in the compose files, as an upgrade, or a revert, does."""
+    """Write the image tags of "before" or "now" into the compose files, as an upgrade or revert does."""
     for file, data in [
         ("compose.yaml", DATABASE),
         *[(f"broker-{name}.yaml", broker) for name, broker in BROKER.items()],
@@ -112,14 +113,16 @@ def upgrade_data(stack: Stack, *options: str) -> str:
     return done.stdout + done.stderr
 
 
+def make_earlier_images() -> None:
+    """Pull or build the images of the earlier versions."""
+    images = [f"--image={name}" for name in EARLIER]
+    subprocess.run(["script/bootstrap", *images], cwd=ROOT, check=True)
+
+
 @pytest.fixture(params=BROKER)
 def earlier(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack with the ledger on the versions before, running."""
-    subprocess.run(
-        ["script/bootstrap", *(f"--image={name}" for name in EARLIER)],
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
+    make_earlier_images()
     stack = ledger_stack(tmp_path, broker=request.param)
     try:
         name_images(stack, "before")

@@ -1,18 +1,13 @@
 """A version with other versions of PostgreSQL and Redis is deployed to a VM."""
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from tests.stack.test_data_upgrade import EARLIER, name_images
+from tests.stack.test_data_upgrade import make_earlier_images, name_images
 
 from .conftest import Installed
 from .test_journeys import WAIT
 from .test_mishaps import BROKEN_BEAT
 from .vm import ProductionVm
-
-ROOT = Path(__file__).parents[2]
 
 
 def make_user(vm: ProductionVm, name: str) -> None:
@@ -30,8 +25,7 @@ def users(vm: ProductionVm) -> set[str]:
 def test_a_deploy_takes_the_data_to_other_versions_when_told_so_and_back(
     installed: Installed,
 ) -> None:
-    images = [f"--image={name}" for name in EARLIER]
-    subprocess.run(["script/bootstrap", *images], cwd=ROOT, check=True)
+    make_earlier_images()
     vm = installed.vm
     name_images(vm.stack, "before")
     old = vm.commit()
