@@ -96,7 +96,8 @@ def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
     page.goto(f"{laptop.url}/status/")
     wait_for_summary(page, UP)
     container = laptop.containers()["worker-notify"]
-    (worker,) = children(container, main_process(laptop, "worker-notify"))  # of watchfiles
+    (wrapper,) = children(container, main_process(laptop, "worker-notify"))  # of watchfiles
+    (worker,) = children(container, wrapper)
     os.kill(worker, signal.SIGSTOP)
     try:
         card(page, "notify").get_by_text("Worker down").wait_for()

@@ -125,6 +125,7 @@ stack/dashboard/views.py
 stack/environment.py
 stack/health.py
 stack/heartbeat.py
+stack/interruptible
 stack/logs.py
 stack/management/__init__.py
 stack/management/commands/__init__.py
@@ -268,4 +269,4 @@ def test_only_commands_can_be_executed(project: Path) -> None:
     commands = {name for name in files(project) if Path(name).parent == Path("ops")}
     commands.remove("ops/common.py")
     assert len(commands) == 11
-    assert executable == {"manage.py", "stack/watchdog", *commands}
+    assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}

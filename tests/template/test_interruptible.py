@@ -1,0 +1,73 @@
+"""stack/interruptible: a command that watchfiles stops always ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.baking import TEMPLATE
+from tests.stack.stack import PATIENCE, wait_for
+
+SCRIPT = TEMPLATE / "{{ cookiecutter.project_slug }}" / "stack" / "interruptible"
+# It says which signal it gets, ends with 7, and runs until then.
+COMMAND = """
+import signal, sys, time
+def end(number, frame):
+    print(signal.Signals(number).name, flush=True)
+    sys.exit(7)
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    """Start the script with a Python program; return when that is ready."""
+    process = subprocess.Popen(
+        [SCRIPT, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_gets_sigterm_and_its_exit_code_is_passed_on(number: signal.Signals) -> None:
+    with start(COMMAND) as process:
+        process.send_signal(number)
+        assert process.stdout.read() == "SIGTERM\n"
+        assert process.wait() == 7
+
+
+def test_a_command_that_has_hardly_begun_ends_too() -> None:
+    for moment in range(60):
+        process = subprocess.Popen([SCRIPT, "sleep", "600"], stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(moment / 5000)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=PATIENCE) != 0
+        finally:
+            process.kill()
+
+
+def test_it_kills_the_command_when_it_is_killed() -> None:
+    with start(
+        f"import os; print('ready', flush=True); print(os.getpid(), flush=True)\n{COMMAND}"
+    ) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+        wait_for("its end", lambda: not Path(f"/proc/{child}").exists() or ended(child))
+
+
+def ended(process: int) -> bool:
+    """Return whether a process has ended and only its parent does not know yet."""
+    return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+
+
+def test_it_has_the_exit_code_of_a_command_that_ends_by_itself() -> None:
+    assert subprocess.run([SCRIPT, "sh", "-c", "exit 3"]).returncode == 3
+    assert os.access(SCRIPT, os.X_OK)
