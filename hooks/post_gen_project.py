@@ -1,9 +1,9 @@
-"""Write .env with fresh secrets and drop whole files that were not chosen."""
+"""Write .env with fresh secrets, and delete whole files that were not chosen."""
 
-import os
 import re
-import secrets
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 # The example's files and folders.
@@ -29,21 +29,9 @@ def main() -> None:
         text = re.sub(pattern, rest, text, flags=re.MULTILINE)
         Path(name).write_text(text, encoding="utf-8", newline="\n")
 
-    # Every empty "…_PASSWORD=" or "…_KEY=" of the manual gets a secret of its own. URL-safe, so
-    # that it needs no quoting in a URL, in .env (where compose expands "$") or in a shell.
-    text = re.sub(
-        r"^(\w+_(?:PASSWORD|KEY))=$",
-        lambda match: f"{match[1]}={secrets.token_urlsafe(48)}",
-        Path(".env.example").read_text(encoding="utf-8"),
-        flags=re.MULTILINE,
-    )
-    # Files made in a container then belong to the person; root keeps the image's own user,
-    # because no process of the stack runs as root.
-    if getattr(os, "getuid", lambda: 0)():
-        text = re.sub(r"^DEV_UID=.*$", f"DEV_UID={os.getuid()}", text, flags=re.MULTILINE)
-    env = os.open(".env", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(env, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, "ops")
+    runpy.run_path("ops/make-env")["make_env"]()
 
 
 main()

@@ -68,6 +68,7 @@ ops/common.py
 ops/deploy
 ops/install
 ops/logs
+ops/make-env
 ops/release
 ops/restore
 ops/revive
@@ -268,5 +269,5 @@ def test_only_commands_can_be_executed(project: Path) -> None:
     executable = {name for name in files(project) if (project / name).stat().st_mode & stat.S_IXUSR}
     commands = {name for name in files(project) if Path(name).parent == Path("ops")}
     commands.remove("ops/common.py")
-    assert len(commands) == 11
+    assert len(commands) == 12
     assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}

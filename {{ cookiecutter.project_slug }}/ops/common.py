@@ -14,7 +14,6 @@ sends an empty line every five seconds, and after SILENCE release gives up: noth
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -158,7 +157,8 @@ def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace a file as a whole."""
     half = path.with_name(f"{path.name}.half")
     half.unlink(missing_ok=True)
-    with open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
     half.replace(path)
 
@@ -170,18 +170,25 @@ def with_values(text: str, values: dict[str, str]) -> str:
         # As a template of re, in which a backslash means something.
         escaped = line.replace("\\", r"\\")
         text, found = re.subn(rf"^(# )?{name}=.*$", escaped, text, count=1, flags=re.MULTILINE)
-        text = text if found else f"{text}{line}\n"
+        if not found:
+            text = f"{text.rstrip()}\n{line}\n"
     return text
 
 
-def with_secrets(text: str) -> str:
-    """Return the text of a .env with a secret for each empty ..._PASSWORD= and ..._KEY=."""
-    return re.sub(
-        r"^(\w+_(?:PASSWORD|KEY))=$",
-        lambda match: f"{match[1]}={secrets.token_urlsafe(48)}",
-        text,
-        flags=re.MULTILINE,
-    )
+def settings(text: str) -> dict[str, str]:
+    """Return the names and values in the text of a .env."""
+    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+
+
+def lacking(text: str, manual: str) -> dict[str, str]:
+    """Return what a .env lacks of .env.example, with a fresh secret for each empty password or key."""
+    have, found = settings(text), {}
+    for name, value in settings(manual).items():
+        secret = not value and re.fullmatch(r"\w+_(PASSWORD|KEY)", name)
+        if name not in have or secret and not have[name]:
+            # URL-safe: it needs no quotes in a URL, in .env (where compose expands "$") or in a shell.
+            found[name] = secrets.token_urlsafe(48) if secret else value
+    return found
 
 
 def digest(path: Path) -> str:
@@ -196,6 +203,8 @@ def lock(path: Path, what: str) -> int:
 
     Failed when another process has locked it; what that does is in the sentence.
     """
+    import fcntl  # not on Windows, where ops/make-env runs, too
+
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
