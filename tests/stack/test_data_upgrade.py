@@ -34,6 +34,14 @@ ROOT = Path(__file__).parents[2]
 # script/machine/images.py builds them.
 EARLIER = ["postgres:17", "rabbitmq:4.0-management", "redis:7.0"]
 
+# A dump has no search path, so the function does not find its table when the row is restored.
+UNRESTORABLE = """
+CREATE FUNCTION f(integer) RETURNS boolean LANGUAGE plpgsql
+    AS 'BEGIN RETURN EXISTS (SELECT FROM accounts_user); END';
+CREATE TABLE t (i integer CHECK (f(i)));
+INSERT INTO t VALUES (1);
+"""
+
 
 def in_volume(stack: Stack, service: str, script: str) -> str:
     """Run a script with the volume of a data service, as the user who owns it, in its folder."""
@@ -191,13 +199,7 @@ def test_data_of_the_versions_before_is_upgraded_and_back_and_again(earlier: Sta
 def test_data_that_cannot_be_upgraded_stays_as_it_was(earlier: Stack) -> None:
     stack = earlier
     make_user(stack, "before")
-    # A dump has no search path, so the function does not find its table when the row is restored.
-    database(
-        stack,
-        "CREATE FUNCTION f(integer) RETURNS boolean LANGUAGE plpgsql"
-        " AS 'BEGIN RETURN EXISTS (SELECT FROM accounts_user); END';"
-        "CREATE TABLE t (i integer CHECK (f(i))); INSERT INTO t VALUES (1)",
-    )
+    database(stack, UNRESTORABLE)
     name_images(stack, "now")
     done = ops(stack, "upgrade-data", "--yes")
     assert done.returncode == 1

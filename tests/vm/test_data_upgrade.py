@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.stack.test_data_upgrade import make_earlier_images, name_images
+from tests.stack.test_data_upgrade import UNRESTORABLE, make_earlier_images, name_images
 
 from .conftest import Installed
 from .test_journeys import WAIT
@@ -19,6 +19,11 @@ def users(vm: ProductionVm) -> set[str]:
     """Select the rows."""
     code = "from accounts.models import User; [print(user) for user in User.objects.all()]"
     return set(vm.python(code).split())
+
+
+def execute(vm: ProductionVm, statements: str) -> None:
+    """Execute SQL as the owner of the database."""
+    vm.python(f"from django.db import connection; connection.cursor().execute({statements!r})")
 
 
 @pytest.mark.long
@@ -44,6 +49,16 @@ def test_a_deploy_takes_the_data_to_other_versions_when_told_so_and_back(
     assert vm.running().keys() == containers.keys()
     assert vm.running()["db"] == containers["db"]
     assert vm.get("/readyz").status_code == 200
+
+    # An upgrade that fails: the data is as before, and the site runs again.
+    execute(vm, UNRESTORABLE)
+    said = vm.deploy("--upgrade-data", WAIT, code=1)
+    assert "All data is as it was before." in said
+    assert f"Not taken live; {old} serves as before." in said
+    assert vm.get("/readyz").status_code == 200
+    assert vm.running()["db"].startswith("postgres:17 ")
+    assert users(vm) == {"before"}
+    execute(vm, "DROP TABLE t; DROP FUNCTION f")
 
     # Versions that do not work, before and after containers are replaced: their data is given up, too.
     said = vm.deploy(
