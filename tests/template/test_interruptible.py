@@ -13,12 +13,14 @@ from tests.baking import TEMPLATE
 from tests.stack.stack import PATIENCE, wait_for
 
 SCRIPT = TEMPLATE / "{{ cookiecutter.project_slug }}" / "stack" / "interruptible"
-# It says which signal it gets, ends with 7, and runs until then.
+# It says which signal it gets, takes its time to end, and runs until then.
 COMMAND = """
 import signal, sys, time
 def end(number, frame):
     print(signal.Signals(number).name, flush=True)
-    sys.exit(7)
+    time.sleep(0.5)
+    print("ended", flush=True)
+    sys.exit()
 signal.signal(signal.SIGINT, end)
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
@@ -36,11 +38,11 @@ def start(code: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_gets_sigterm_and_its_exit_code_is_passed_on(number: signal.Signals) -> None:
+def test_the_command_gets_sigterm_and_is_waited_for(number: signal.Signals) -> None:
     with start(COMMAND) as process:
         process.send_signal(number)
-        assert process.stdout.read() == "SIGTERM\n"
-        assert process.wait() == 7
+        process.wait(timeout=PATIENCE)
+        assert process.stdout.read() == "SIGTERM\nended\n"
 
 
 def test_a_command_that_has_hardly_begun_ends_too() -> None:
