@@ -123,6 +123,7 @@ with app.amqp.producer_pool.acquire() as producer:
     )
 print(task)
 """
+HEADER = "InvalidMessage: The header"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,9 @@ print(task)
         ("5", "application/json", {}, "InvalidMessage: No [args, kwargs, options]"),
         ("[[], {}, {}]", "application/x-pickle", {}, "InvalidMessage: "),
         ("[[], {}, {}]", "application/json", {"eta": "x"}, "InvalidMessage: invalid ETA value"),
+        ("[[], {}, {}]", "application/json", {"timelimit": [1]}, f"{HEADER} retries or timelimit"),
+        ("[[], {}, {}]", "application/json", {"timelimit": 5}, f"{HEADER} retries or timelimit"),
+        ("[[], {}, {}]", "application/json", {"retries": "x"}, f"{HEADER} retries or timelimit"),
         ("[[1, 2, 3, 4], {}, {}]", "application/json", {}, "TypeError: sample() takes from 1 to 4"),
     ],
 )
@@ -143,12 +147,24 @@ def test_an_unreadable_task_is_a_failed_one_and_its_worker_goes_on(
     ((*row, printed),) = wait_for("it failed", lambda: failed(production))
     assert row == [task, "stack.tasks.sample", "crawl"]
     assert printed.startswith(error)
-    if "InvalidMessage" in error and not more:
-        sentence = f"{task} is not sent again: its arguments could not be read."
+    if "InvalidMessage" in error and "eta" not in more:
+        sentence = f"{task} is not sent again: its message could not be read."
         assert refused(production, "failed", "--retry", task) == sentence
         assert inspect(production, task)["body"].endswith(f"{body!r}")
     assert production.result(production.send("crawl", steps=1)).startswith("Done by")
     assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
+
+
+@pytest.mark.parametrize("more", [{"id": None}, {"id": [1]}, {"task": ["x"]}])
+def test_a_message_without_a_name_is_logged_and_its_worker_goes_on(
+    production: Stack, more: dict
+) -> None:
+    started = production.containers()["worker-crawl"].attrs["State"]["StartedAt"]
+    production.python(PUBLISH.format(body="[[], {}, {}]", kind="application/json", more=more))
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert production.containers()["worker-crawl"].attrs["State"]["StartedAt"] == started
+    log = production.compose("logs", "--no-log-prefix", "worker-crawl")
+    assert "The header id or task is missing or is not text" in log
 
 
 def test_what_became_of_a_task(production: Stack) -> None:

@@ -104,7 +104,7 @@ class Consumer(consumer.Consumer):
         """
         Return what takes each message: a check, then Celery's own handler.
 
-        A body of another form than a task's would end the worker, and the next one, too.
+        A body or headers of another form than a task's would end the worker, and the next one, too.
         """
         take = super().create_task_handler(*args, **kwargs)
 
@@ -119,7 +119,8 @@ class Consumer(consumer.Consumer):
 
     def on_invalid_task(self, body: object, message: Message, exc: Exception) -> None:
         """Fail a task whose message cannot be read."""
-        if not message.headers.get("id"):
+        names = (message.headers.get("id"), message.headers.get("task"))
+        if not all(name and isinstance(name, str) for name in names):  # nothing to store it under
             return super().on_invalid_task(body, message, exc)
         self.fail(message, InvalidMessage(str(exc)))
 
@@ -129,12 +130,14 @@ class Consumer(consumer.Consumer):
 
         When that raises, the message stays unacknowledged, and the broker redelivers it.
         """
+        headers = message.headers
         if unreadable(message):
             args, kwargs, embed = None, None, {"body": repr(message.body)}
+            headers = {name: headers[name] for name in ("id", "task")}
         else:
             args, kwargs, embed = message.payload
         request: Any = Context(
-            message.headers,
+            headers,
             args=args,
             kwargs=kwargs,
             hostname=self.hostname,
@@ -151,13 +154,26 @@ class Consumer(consumer.Consumer):
 
 
 def unreadable(message: Message) -> Exception | None:
-    """Return what is wrong with the body of a task's message, or None; it is decoded once only."""
+    """Return what is wrong with a task's message, or None; its body is decoded once only."""
     if not (message.headers or {}).get("task"):
         return None  # of Celery's first protocol, or not a task: Celery finds out
     try:
         match message.payload:
             case [list() | tuple(), dict(), dict()]:
-                return None
+                return malformed(message.headers)
     except Exception as error:  # whatever a decoder raises
         return error
     return InvalidMessage("No [args, kwargs, options]")
+
+
+def malformed(headers: dict[str, Any]) -> Exception | None:
+    """Return what is wrong with a task's headers, or None; Celery itself finds a wrong date."""
+    match headers:
+        case {"id": str(), "task": str()}:
+            pass
+        case _:
+            return InvalidMessage("The header id or task is missing or is not text")
+    match headers.get("retries"), headers.get("timelimit"):
+        case (int() | None, None | [] | [int() | float() | None, int() | float() | None]):
+            return None
+    return InvalidMessage("The header retries or timelimit is not what Celery writes")

@@ -110,7 +110,7 @@ def not_run(meta: dict[str, Any]) -> list[tuple[str, str]]:
 def why_not(task_id: str, meta: dict[str, Any]) -> str:
     """Return why a task cannot be sent again, or ""."""
     if meta["args"] is None:
-        return f"{task_id} is not sent again: its arguments could not be read."
+        return f"{task_id} is not sent again: its message could not be read."
     message = meta.get("message", {})
     chords = [
         message.get("chord"),
