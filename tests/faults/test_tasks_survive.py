@@ -1,5 +1,6 @@
 """A task that was accepted is done, whatever dies. The ledger in PostgreSQL is the judge."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -59,6 +60,19 @@ with app.connection_for_read() as connection:
     channel = connection.default_channel
     waiting = app.amqp.queues["crawl"](channel).queue_declare().message_count
     print(waiting + (channel.client.hlen("unacked") if hasattr(channel, "client") else 0))
+"""
+
+
+# Moves one task at a time, and dies at some moment.
+MOVE = """
+import os, random, threading
+from stack import brokers, queues
+brokers.current().STEP = 1
+with queues.connect() as connection:
+    for moved in queues.move(connection, "crawl", "default"):
+        if moved == 1:
+            threading.Timer(random.uniform(0.05, 0.3), os.kill, (os.getpid(), 9)).start()
+print("all are moved")
 """
 
 
@@ -150,6 +164,23 @@ def test_the_rest_of_a_chain_runs_when_its_failed_step_is_sent_again(
     stack.manage("failed", "--retry", step)
     wait_for("all are done", lambda: done() == "11111")
     assert not listed(step)
+
+
+def test_a_killed_move_of_a_queue_loses_and_doubles_no_task(stack: Stack, ledger: Ledger) -> None:
+    stack.compose("stop", WORKER)
+    try:
+        ledger.send("work", "moved", 1000, 0)
+        for _ in range(2):
+            command = ["./manage.py", "shell", "--no-imports", "--command", MOVE]
+            printed = stack.compose("exec", "--no-TTY", "web-a", *command, check=False)
+            assert "all are moved" not in printed
+        moved = stack.manage("move_queue", "crawl", "default")
+        (count,) = re.findall(r"Moved (\d+) tasks from crawl to default", moved)
+        assert 0 < int(count) < 1000
+        verdict = ledger.drain("moved")
+    finally:
+        stack.up()
+    assert (verdict.accepted, verdict.lost, verdict.doubled) == (1000, 0, 0)
 
 
 @pytest.mark.parametrize("fault", [faults.restart_broker, faults.kill_broker])

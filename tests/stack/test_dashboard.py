@@ -92,6 +92,20 @@ def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: 
     wait_for_summary(page, UP)
 
 
+def test_tasks_in_a_queue_without_a_worker_are_shown(laptop: Stack, page: Page) -> None:
+    laptop.python(
+        "from celery import current_app; from stack import brokers; from stack.tasks import sample; "
+        "current_app.amqp.queues.add(brokers.current().queue('gone')); "
+        "sample.apply_async(queue='gone')"
+    )
+    page.goto(f"{laptop.url}/status/")
+    try:
+        page.get_by_text("Tasks wait in queues without a worker: gone (1).").wait_for()
+    finally:
+        laptop.manage("purge_queue", "gone", "--yes")
+    page.locator("#stranded").wait_for(state="hidden")
+
+
 def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
     page.goto(f"{laptop.url}/status/")
     wait_for_summary(page, UP)

@@ -359,6 +359,35 @@ def test_a_queue_is_added_as_the_readme_says(laptop: Stack) -> None:
 
 
 @pytest.mark.usefixtures("restored")
+def test_a_queue_with_tasks_is_not_removed_until_they_are_moved(laptop: Stack) -> None:
+    laptop.compose("stop", "worker-crawl", "beat")  # which sends the example's
+    tasks = [laptop.send("crawl", steps=1) for _ in range(2)]
+    lines = re.compile(r"^  worker-crawl:.*\n(    .*\n)*", re.MULTILINE)
+    for name in ("compose.yaml", "compose.override.yaml"):
+        path = laptop.folder / name
+        text, found = lines.subn("", path.read_text())
+        assert found == 1
+        path.write_text(text)
+    laptop.edit("config/settings.py", '"default", "crawl", "notify"', '"default", "notify"')
+    laptop.edit(
+        "config/settings.py", '"posts.*": {"queue": "crawl"}', '"posts.*": {"queue": "default"}'
+    )
+    assert "migrate" in laptop.compose("up", "--detach", check=False)
+    log = laptop.compose("logs", "--no-log-prefix", "migrate")
+    assert '(stack.W001) The queue "crawl" holds 2 tasks and is not in QUEUES' in log
+
+    readme = (laptop.folder / "docs/broker.md").read_text()
+    commands = readme.split("## Rename or remove a queue\n")[1].split("```sh\n")[1].split("```")[0]
+    move, purge = commands.replace("OLD", "crawl").splitlines()
+    assert "Moved 2 tasks from crawl to default." in laptop.shell(move)
+    laptop.up()
+    for task in tasks:
+        assert laptop.result(task) == f"Done by default@{laptop.slug}."
+    assert "crawl" not in laptop.manage("queues")
+    assert 'There is no queue "crawl"' in laptop.shell(f"{purge} --yes || true")
+
+
+@pytest.mark.usefixtures("restored")
 def test_the_dashboard_is_deleted_as_its_readme_says(laptop: Stack) -> None:
     readme = (laptop.folder / "stack/README.md").read_text()
     steps = readme.split("## Delete the dashboard\n")[1].split("\n## ")[0]

@@ -134,6 +134,7 @@ stack/management/commands/ensure_admin.py
 stack/management/commands/failed.py
 stack/management/commands/inspect_task.py
 stack/management/commands/lint_migrations.py
+stack/management/commands/move_queue.py
 stack/management/commands/publish.py
 stack/management/commands/purge_queue.py
 stack/management/commands/queues.py

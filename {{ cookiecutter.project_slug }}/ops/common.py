@@ -46,6 +46,25 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def add_move_queue(parser: argparse.ArgumentParser) -> None:
+    """Add --move-queue, which ops/deploy hands on to ops/release: pairs of names."""
+
+    def pair(text: str) -> tuple[str, str]:
+        old, _, new = text.partition("=")
+        if not old or not new:
+            raise argparse.ArgumentTypeError(f"{text} is not OLD=NEW")
+        return old, new
+
+    parser.add_argument(
+        "--move-queue",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="move the tasks of a queue that this version no longer has; again for more",
+    )
+
+
 def start(main: Callable[[], None], interrupted: str = "Interrupted.") -> None:
     """Run a command's main function; exit with one sentence when it fails or is interrupted."""
     try:

@@ -7,9 +7,11 @@ from typing import Any
 from celery import current_app
 from celery.exceptions import QueueNotFound
 from django.conf import settings
-from django.core.checks import Error, register
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from django.utils.module_loading import autodiscover_modules
+from kombu.exceptions import OperationalError
 
+from . import queues
 from .celery.task import check_time_limits
 
 # How a service of compose says which queues its worker consumes.
@@ -116,4 +118,23 @@ def scheduled_tasks_exist(**kwargs: object) -> list[Error]:
         )
         for name, entry in current_app.conf.beat_schedule.items()
         if entry["task"] not in current_app.tasks
+    ]
+
+
+@register("queues", Tags.database)  # with "migrate" and "check --tag queues": it asks the broker
+def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
+    """Return a warning for each queue that holds tasks and is not in QUEUES."""
+    try:
+        with queues.connect() as connection:
+            found = queues.stranded(connection)
+    except OperationalError:
+        sentence = "The broker does not answer: it may hold tasks in queues that are not in QUEUES."
+        return [Info(sentence, id="stack.I001")]
+    return [
+        Warning(
+            f'The queue "{name}" holds {queues.number(tasks)} and is not in QUEUES: no worker consumes it.',
+            hint=f"./manage.py move_queue {name} OTHER, or ./manage.py purge_queue {name}",
+            id="stack.W001",
+        )
+        for name, tasks in found.items()
     ]

@@ -1,5 +1,6 @@
 """The tasks that wait in each queue."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +27,16 @@ def check_name(name: str, error: type[Exception] = ValueError) -> None:
         raise error(f'There is no queue "{name}", but {", ".join(settings.QUEUES)}.')
 
 
+def number(tasks: int) -> str:
+    """Return "1 task" or "N tasks"."""
+    return "1 task" if tasks == 1 else f"{tasks} tasks"
+
+
 def connect() -> Connection:
-    """Return a connection for `waiting`; the caller releases it."""
+    """Return a connection for the functions below; the caller releases it."""
     # A broker that hangs is not waited for; Redis has this limit by itself.
-    return current_app.connection_for_write(transport_options={"read_timeout": TIMEOUT})
+    options = {"read_timeout": TIMEOUT} | brokers.current().EVENT_OPTIONS
+    return current_app.connection_for_write(transport_options=options)
 
 
 def waiting(connection: Connection) -> dict[str, Waiting]:
@@ -53,3 +60,35 @@ def waiting(connection: Connection) -> dict[str, Waiting]:
     except Exception:
         connection.release()
         raise
+
+
+def stranded(connection: Connection) -> dict[str, int]:
+    """
+    Return how many tasks are in queues that are not in QUEUES, so that no worker consumes them.
+
+    Raises kombu's OperationalError when the broker does not answer.
+    """
+    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
+    try:
+        held = brokers.current().held(connection)
+    except Exception:
+        connection.release()
+        raise
+    return {
+        name: tasks for name, tasks in sorted(held.items()) if tasks and name not in settings.QUEUES
+    }
+
+
+def move(connection: Connection, old: str, new: str) -> Iterator[int]:
+    """
+    Move what waits in one queue to another, which is in QUEUES; yield how many after each step.
+
+    Raises ValueError, with one sentence, when there is no queue `old`, and kombu's OperationalError
+    when the broker does not answer.
+    """
+    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
+    channel: Any = connection.default_channel
+    if not brokers.current().exists(channel, old):
+        raise ValueError(f'The broker has no queue "{old}".')
+    current_app.amqp.queues[new](channel).declare()
+    yield from brokers.current().move_tasks(channel, old, new)

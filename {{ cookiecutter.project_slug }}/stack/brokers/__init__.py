@@ -8,7 +8,12 @@ Each module defines
 - `EVENT_OPTIONS`: what differs from them on a worker's connection for events,
 - `check_capacity()`: raises kombu's OperationalError when the broker is too full for new tasks,
 - `oldest(channel, queue)`: the age of the oldest task in seconds, None when that is not known,
-- `AGE_UNKNOWN`: one sentence that says why not, "" when it is.
+- `AGE_UNKNOWN`: one sentence that says why not, "" when it is,
+- `held(connection)`: how many tasks each queue of the broker holds, also a queue that the project no
+  longer has; without those that workers have taken, or soon after,
+- `exists(channel, queue)`: whether the broker knows a queue,
+- `move_tasks(channel, old, new)`: moves all tasks from one queue to another, the oldest first; yields how
+  many after each step. A task is always in one of the two, also when this process is killed.
 """
 
 import functools

@@ -1,10 +1,15 @@
 """RabbitMQ as the broker, with quorum queues."""
 
+import base64
+import http.client
+import json
 import time
+import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
 from celery.contrib.migrate import State, move
-from kombu import Exchange, Message, Queue
+from kombu import Connection, Exchange, Message, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.base import StdChannel
 
@@ -113,3 +118,65 @@ AGE_UNKNOWN = "RabbitMQ does not report how long a task has waited without deliv
 def oldest(channel: Any, queue: str) -> float | None:
     """Return None: reading a message's date would count as one of its deliveries."""
     return None
+
+
+MANAGEMENT = 15672  # the port of the plugin that lists queues; AMQP cannot
+TIMEOUT = 3  # seconds
+
+
+def held(connection: Connection) -> dict[str, int]:
+    """Return how many tasks each queue held a few seconds ago, with those that workers have taken."""
+    vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
+    login = base64.b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
+    management = http.client.HTTPConnection(connection.hostname, MANAGEMENT, timeout=TIMEOUT)
+    try:
+        management.request(
+            "GET",
+            f"/api/queues/{vhost}?columns=name,messages,arguments",
+            headers={"Authorization": f"Basic {login}"},
+        )
+        queues = json.load(management.getresponse())
+        return {
+            queue["name"]: queue.get("messages", 0)
+            for queue in queues
+            # Those of the function `queue`, not Celery's own for delays and remote control.
+            if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_LETTERS.name
+        }
+    # A refusal is no list of queues.
+    except (OSError, http.client.HTTPException, ValueError, TypeError, LookupError) as error:
+        raise OperationalError(f"RabbitMQ does not list its queues: {error!r}") from error
+    finally:
+        management.close()
+
+
+def exists(channel: Any, queue: str) -> bool:
+    """Return whether there is a queue."""
+    with channel.connection.channel() as other:  # an error closes it
+        try:
+            other.queue_declare(queue, passive=True)
+        except channel.connection.channel_errors:
+            return False
+    return True
+
+
+STEP = 100  # tasks that are moved at once
+
+
+def move_tasks(channel: Any, old: str, new: str) -> Iterator[int]:
+    """
+    Move all tasks from one queue to another, the oldest first; yield how many after each step.
+
+    The connection must be one with EVENT_OPTIONS: a channel has either transactions or confirms.
+    """
+    moved = 0
+    channel.tx_select()
+    while True:
+        before = moved
+        while moved < before + STEP and (message := channel.basic_get(old)):
+            channel.basic_publish(message, exchange=new, routing_key=new)
+            channel.basic_ack(message.delivery_tag)
+            moved += 1
+        if moved == before:
+            return
+        channel.tx_commit()
+        yield moved

@@ -3,15 +3,16 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from celery import current_app
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import redis, virtual
-from redis import RedisError
+from redis import RedisError, WatchError
 
 logger = logging.getLogger(__name__)
 
@@ -123,3 +124,58 @@ def oldest(channel: Any, queue: str) -> float | None:
         heads = [json.loads(head)["headers"] for head in pipe.execute() if head]
     sent = [head["sent_at"] for head in heads if "sent_at" in head]
     return max(0, time.time() - min(sent)) if sent else None
+
+
+def held(connection: Connection) -> dict[str, int]:
+    """Return how many tasks each queue holds."""
+    channel: Any = connection.default_channel
+    found: Counter[str] = Counter()
+    with channel.conn_or_acquire() as client:
+        keys = [key.decode() for key in client.scan_iter(count=1000, _type="list")]
+        for key in keys:
+            queue = key.partition(channel.sep)[0]  # the rest is the priority
+            if "pidbox" not in queue and exists(channel, queue):  # replies to remote control
+                found[queue] += client.llen(key)
+    return found
+
+
+def exists(channel: Any, queue: str) -> bool:
+    """Return whether somebody has declared a queue; each has an exchange of its name."""
+    with channel.conn_or_acquire() as client:
+        return bool(client.exists(channel.keyprefix_queue % queue))
+
+
+STEP = 100  # tasks that are moved at once
+
+
+def move_tasks(channel: Any, old: str, new: str) -> Iterator[int]:
+    """Move all tasks from one queue to another, the oldest first; yield how many after each step."""
+    moved = 0
+    with channel.conn_or_acquire() as client:
+        for priority in channel.priority_steps:
+            source = channel._q_for_pri(old, priority)
+            target = channel._q_for_pri(new, priority)
+            while count := move_some(client, source, target, new):
+                moved += count
+                yield moved
+
+
+def move_some(client: Any, source: str, target: str, queue: str) -> int:
+    """Move the oldest tasks between two lists in one transaction; return how many, 0 at the end."""
+    while True:
+        with client.pipeline() as pipe, suppress(WatchError):  # a worker took one: look again
+            pipe.watch(source)
+            found = pipe.lrange(source, -STEP, -1)  # workers take from this end
+            if found:
+                pipe.multi()
+                pipe.lpush(target, *(readdressed(message, queue) for message in reversed(found)))
+                pipe.ltrim(source, 0, -len(found) - 1)
+                pipe.execute()
+            return len(found)
+
+
+def readdressed(message: bytes, queue: str) -> str:
+    """Return a message with another queue, to which a worker that stops then returns it."""
+    content = json.loads(message)
+    content["properties"]["delivery_info"] |= {"exchange": queue, "routing_key": queue}
+    return json.dumps(content)

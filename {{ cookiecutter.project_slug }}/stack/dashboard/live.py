@@ -121,10 +121,11 @@ class Live:
 
     async def check(self) -> None:
         """Check all services and send the outcome to the streams, as long as there is one."""
-        connection = queues.connect()
+        connection, other = queues.connect(), queues.connect()  # one for each thread
         threads = ThreadPoolExecutor(thread_name_prefix="dashboard")
         probes = [
             Probe("broker", partial(queues.waiting, connection)),
+            Probe("stranded", partial(queues.stranded, other), pause=5),
             Probe("cache", partial(activity.read, settings.QUEUES)),
             Probe("db", check_database, pause=5),
             *(
@@ -150,6 +151,7 @@ class Live:
             self.checking = self.latest = None
             self.next.set_result(None)
             threads.submit(connection.release)
+            threads.submit(other.release)
             threads.shutdown(wait=False)
 
 
@@ -162,6 +164,7 @@ def message(probes: list[Probe]) -> dict[str, object]:
     up = {probe.name: probe.up for probe in probes} | {"beat": beat}
     return {
         "services": {name: up[name] for name in SERVICES},
+        "stranded": answers["stranded"] or {},
         "queues": {
             name: {
                 "waiting": asdict(waiting[name]) if name in waiting else None,

@@ -1,10 +1,13 @@
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from celery import current_app
 from django.conf import settings
 from django.core.management import CommandError, call_command
 
+from stack import brokers, checks, queues
 from stack.celery.results import FAILED, Results
 from stack.tasks import sample
 from stack.testing import wait_for
@@ -59,6 +62,99 @@ def test_purge_queue_asks_first(three_wait, monkeypatch, answer: str | EOFError)
 def test_an_unknown_queue_is_refused(command: str) -> None:
     with pytest.raises(CommandError, match='There is no queue "unread", but default'):
         call_command(command, "unread")
+
+
+# Queues that are gone -----------------------------------------------------------------------------
+
+FIELDS = ["gone", "3", "-", "none", "-", "-"]
+
+
+@pytest.fixture
+def gone() -> Iterator[str]:
+    """A queue with three tasks that is not in QUEUES, as after a rename."""
+    current_app.control.purge()
+    defined = current_app.amqp.queues
+    defined.add(brokers.current().queue("gone"))
+    for steps, priority in [(1, 0), (2, 0), (3, 9)]:
+        sample.apply_async(kwargs={"steps": steps}, queue="gone", priority=priority)
+    del defined["gone"]
+    yield "gone"
+    with queues.connect() as connection:
+        channel: Any = connection.default_channel
+        channel.queue_purge("gone")
+
+
+def taken(queue: str) -> list[int]:
+    """Take all tasks from a queue; return the steps of each, in the order of their priorities."""
+    found = []
+    with queues.connect() as connection:
+        channel: Any = connection.default_channel
+        while message := channel.basic_get(queue, no_ack=True):
+            assert message.delivery_info["exchange"] == queue
+            assert message.delivery_info["routing_key"] == queue
+            found.append(message.decode()[1]["steps"])
+    return found
+
+
+def test_queues_shows_one_that_holds_tasks_and_has_no_worker(gone: str, capsys) -> None:
+    call_command("queues")
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines[len(settings.QUEUES)].split() == FIELDS
+    assert lines[len(settings.QUEUES) + 1].startswith("gone is not in QUEUES: move its tasks, ")
+    call_command("queues", QUEUE)
+    assert "gone" not in capsys.readouterr().out
+
+
+def test_move_queue_moves_all_and_keeps_their_order(gone: str, capsys) -> None:
+    call_command("move_queue", gone, QUEUE)
+    assert capsys.readouterr().out == f"Moved 3 tasks from gone to {QUEUE}.\n"
+    assert taken(QUEUE) == [1, 2, 3]
+    call_command("move_queue", gone, QUEUE)
+    assert capsys.readouterr().out == f"Moved 0 tasks from gone to {QUEUE}.\n"
+
+
+def test_move_queue_takes_more_than_one_step(gone: str, monkeypatch) -> None:
+    monkeypatch.setattr(brokers.current(), "STEP", 1)
+    with queues.connect() as connection:
+        assert list(queues.move(connection, gone, QUEUE)) == [1, 2, 3]
+    assert taken(QUEUE) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (("unread", QUEUE), 'The broker has no queue "unread"'),
+        ((QUEUE, "unread"), 'There is no queue "unread", but default'),
+        ((QUEUE, QUEUE), "Name two queues"),
+    ],
+)
+def test_move_queue_refuses_what_it_cannot_do(names: tuple, error: str) -> None:
+    with pytest.raises(CommandError, match=error):
+        call_command("move_queue", *names)
+
+
+def test_purge_queue_takes_one_that_is_not_in_queues(gone: str, capsys) -> None:
+    call_command("purge_queue", gone, "--no-input")
+    assert capsys.readouterr().out == "Deleted 3 tasks from gone.\n"
+    with pytest.raises(CommandError, match='There is no queue "gone"'):
+        call_command("purge_queue", gone, "--no-input")
+
+
+def test_a_check_finds_one_that_holds_tasks(gone: str, capsys) -> None:
+    (warning,) = checks.no_task_is_stranded()
+    assert (warning.id, '"gone" holds 3 tasks' in warning.msg) == ("stack.W001", True)
+    with pytest.raises(CommandError):
+        call_command("check", tags=["queues"], fail_level="WARNING")
+    call_command("check")  # asks no broker
+    call_command("move_queue", gone, QUEUE)
+    assert checks.no_task_is_stranded() == []
+    call_command("check", tags=["queues"], fail_level="WARNING")
+
+
+def test_a_check_without_a_broker_fails_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(current_app.conf, "broker_write_url", "redis://localhost:1/0")
+    (info,) = checks.no_task_is_stranded()
+    assert info.id == "stack.I001"
 
 
 # Tasks --------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ USED = [
     (redis.Channel, "_q_for_pri", "stack/brokers/redis.py"),
     (redis.Channel, "conn_or_acquire", "stack/brokers/redis.py"),
     (redis.Channel, "priority_steps", "stack/brokers/redis.py"),
+    (redis.Channel, "keyprefix_queue", "stack/brokers/redis.py"),
+    (redis.Channel, "sep", "stack/brokers/redis.py"),
     (redis.QoS, "_remove_from_indices", "stack/brokers/redis.py"),
     (redis.QoS, "restore_visible", "stack/brokers/redis.py"),
     (virtual.QoS, "ack", "stack/brokers/redis.py"),

@@ -12,15 +12,17 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Define the arguments."""
-        parser.add_argument("queue", help=", ".join(settings.QUEUES))
+        parser.add_argument("queue", help=f"{', '.join(settings.QUEUES)}, or one without a worker")
         parser.add_argument("--no-input", "--yes", action="store_true", help="do not ask")
 
     def handle(self, *args: object, queue: str, no_input: bool, **options: object) -> None:
         """Raise CommandError for an unknown queue, without a yes, and when the broker is unavailable."""
-        queues.check_name(queue, CommandError)
         try:
             with queues.connect() as connection:
-                tasks = queues.waiting(connection)[queue].tasks
+                tasks = queues.stranded(connection).get(queue)
+                if tasks is None:
+                    queues.check_name(queue, CommandError)
+                    tasks = queues.waiting(connection)[queue].tasks
                 if not no_input and not self.confirmed(queue, tasks):
                     raise CommandError("Nothing was deleted.")
                 # As "celery purge" does.
@@ -28,17 +30,12 @@ class Command(BaseCommand):
                 count = channel.queue_purge(queue)
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
-        self.stdout.write(f"Deleted {number(count)} from {queue}.")
+        self.stdout.write(f"Deleted {queues.number(count)} from {queue}.")
 
     def confirmed(self, queue: str, tasks: int) -> bool:
         """Ask; no terminal means no."""
         try:
-            answer = input(f"Delete {number(tasks)} from {queue}, for good? [y/N] ")
+            answer = input(f"Delete {queues.number(tasks)} from {queue}, for good? [y/N] ")
         except EOFError:
             return False
         return answer.strip().lower() in ("y", "yes")
-
-
-def number(tasks: int) -> str:
-    """Return "1 task" or "N tasks"."""
-    return "1 task" if tasks == 1 else f"{tasks} tasks"

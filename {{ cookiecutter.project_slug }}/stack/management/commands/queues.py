@@ -9,7 +9,7 @@ from stack.management import table
 
 class Command(BaseCommand):
     help = (
-        "Show each queue: the tasks that wait in it, how long the oldest has waited, the workers that"
+        "Show each queue, also one that holds tasks and has no worker: the tasks that wait in it, how long the oldest has waited, the workers that"
         " are up, the tasks that they run, and those that ended in the last minute. Tasks that wait"
         " for a countdown, an eta, a retry or a rate limit are not counted."
     )
@@ -26,6 +26,7 @@ class Command(BaseCommand):
         try:
             with queues.connect() as connection:
                 waiting = queues.waiting(connection)
+                stranded = {} if queue else queues.stranded(connection)
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         try:
@@ -46,7 +47,13 @@ class Command(BaseCommand):
                     str(row.done[-1]),
                 )
             )
+        rows += [(name, str(tasks), "-", "none", "-", "-") for name, tasks in stranded.items()]
         for line in table.lines(rows, str.rjust):
             self.stdout.write(line)
+        for name in stranded:
+            self.stdout.write(
+                f"{name} is not in QUEUES: move its tasks, ./manage.py move_queue {name} OTHER, or delete"
+                f" them, ./manage.py purge_queue {name}."
+            )
         if explanation := brokers.current().AGE_UNKNOWN:
             self.stdout.write(explanation)

@@ -4,6 +4,7 @@ const SILENCE = 4000; // ms without an event after which the figures are old
 const STATES = { true: "up", false: "down", null: "unknown" };
 
 const summary = document.querySelector("#summary");
+const stranded = document.querySelector("#stranded");
 const queues = [...document.querySelectorAll("[data-queue]")];
 const services = [...document.querySelectorAll("[data-service]")];
 let stream, silence;
@@ -87,6 +88,9 @@ function showAll() {
       missing.push(item.dataset.service);
     }
   }
+  const left = Object.entries(latest?.stranded ?? {}).map(([name, tasks]) => `${name} (${tasks})`);
+  stranded.hidden = !left.length;
+  show(stranded, "down", left.length ? `Tasks wait in queues without a worker: ${left.join(", ")}. See docs/broker.md.` : "");
   show(summary, missing.length ? "down" : "up", missing.length ? `Down: ${missing.join(", ")}` : "Everything is up");
 }
 

@@ -1,0 +1,38 @@
+"""A version without a queue in which tasks wait is deployed to a VM."""
+
+import re
+
+import pytest
+
+from tests.stack.stack import wait_for
+
+from .conftest import Installed
+from .test_journeys import WAIT
+
+
+@pytest.mark.long
+def test_a_deploy_moves_the_tasks_of_a_queue_that_is_gone_when_told_so(
+    installed: Installed,
+) -> None:
+    vm = installed.vm
+    old = vm.commit()
+    vm.deploy(*vm.first_settings(), WAIT)
+    vm.here("docker compose stop worker-crawl")
+    vm.send("work", "stranded", 20, 0.1)
+    before = vm.running()
+
+    path = vm.stack.folder / "compose.yaml"
+    lines = re.compile(r"^  worker-crawl:.*\n(    .*\n)*", re.MULTILINE)
+    path.write_text(lines.sub("", path.read_text()))
+    vm.stack.edit("config/settings.py", '"default", "crawl"', '"default"')
+    new = vm.commit()
+    said = vm.deploy(WAIT, code=1)
+    assert 'The queue "crawl" holds 20 tasks and is not in QUEUES' in said
+    assert f"Not taken live; {old} serves as before." in said
+    assert vm.running() == before
+
+    said = vm.deploy("--move-queue", "crawl=default", WAIT)
+    assert "Moved 20 tasks from crawl to default." in said
+    assert vm.version() == new
+    accepted = "count(accepted_at), count(*) FILTER (WHERE done = 1)"
+    wait_for("all tasks", lambda: vm.count(accepted, "stranded") == [20, 20])
