@@ -34,7 +34,7 @@ def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
     answer = production.get("/probe/again", headers={"X-Request-ID": "forged", "User-Agent": "x"})
     name = answer.headers["X-Request-ID"]
     assert re.fullmatch("[0-9a-f]{32}", name)
-    wait_for("the last line", lambda: len(told(production, name)) >= 6)
+    wait_for("the last line", lambda: len(told(production, name)) >= 5)
     found = told(production, name)
     assert {line["request_id"] for _, line in found} == {name}
 
@@ -48,7 +48,6 @@ def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
     ) == [
         ("proxy", "nginx.access", None, None),
         ("web", "probe.views", None, None),
-        ("web", "uvicorn.access", None, None),
     ]
     (own,) = (line for _, line in found if line["logger"] == "probe.views")
     assert (own["message"], own["answer"]) == ("asked by x", 42)
@@ -66,6 +65,16 @@ def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
     }
     assert all(line["duration"] >= 0 for _, line in tasks)
     assert "forged" not in production.compose("logs")
+
+
+def test_a_health_check_is_not_logged(production: Stack) -> None:
+    since = time.time()
+    checks = ["stack/watchdog", "page", "8000", "/healthz"]
+    production.compose("exec", "--no-TTY", "web-a", *checks)
+    name = production.get("/probe/again").headers["X-Request-ID"]
+    wait_for("the last line", lambda: len(told(production, name)) >= 5)
+    for service in ("proxy", "web-a"):
+        assert [line for line in lines(production, service, since) if "/healthz" in line] == []
 
 
 def test_each_tick_of_beat_has_a_name_of_its_own(production: Stack) -> None:
@@ -109,15 +118,13 @@ def test_nobody_can_write_a_line_of_his_own(production: Stack) -> None:
     answer = production.get(path, headers={"User-Agent": agent.encode()})
     name = answer.headers["X-Request-ID"]
     missing = production.get(f"/nothing%0D%0A%7B%22level%22:%22CRITICAL%22%7D/{since}")
-    wait_for("the end", lambda: len(told(production, name)) >= 6)
+    wait_for("the end", lambda: len(told(production, name)) >= 5)
     (proxy,) = (line for service, line in told(production, name) if service == "proxy")
     assert proxy["user_agent"] == agent
     (own,) = (line for _, line in told(production, name) if line["logger"] == "probe.views")
     assert agent.encode().decode("latin-1") in own["message"]
     found = told(production, missing.headers["X-Request-ID"])
-    assert sorted(line["logger"] for _, line in found) == [
-        "django.request", "nginx.access", "uvicorn.access",
-    ]  # fmt: skip
+    assert sorted(line["logger"] for _, line in found) == ["django.request", "nginx.access"]
     for service in [*PYTHON, "proxy"]:
         for line in lines(production, service, since):
             assert not line.startswith("{") or json.loads(line)["level"] != "CRITICAL", line

@@ -139,6 +139,8 @@ LOGGING: dict[str, Any] = {
             ["django", "uvicorn", "uvicorn.error"],
             {"handlers": [], "level": "NOTSET", "propagate": True},
         ),
+        # nginx logs each request, without health checks. Without a handler uvicorn writes none.
+        "uvicorn.access": {"handlers": [], "propagate": env.bool("LOG_REQUESTS", default=False)},
         "celery.worker.strategy": {"level": "WARNING"},  # one line per task: how it ended
     },
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},

@@ -128,7 +128,7 @@ def held(connection: Connection) -> dict[str, int]:
     """Return how many tasks each queue held a few seconds ago, with those that workers have taken."""
     vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
     login = base64.b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
-    management = http.client.HTTPConnection(connection.hostname, MANAGEMENT, timeout=TIMEOUT)
+    management = http.client.HTTPConnection(connection.hostname or "", MANAGEMENT, timeout=TIMEOUT)
     try:
         management.request(
             "GET",

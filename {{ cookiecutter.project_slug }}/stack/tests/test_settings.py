@@ -71,3 +71,12 @@ def test_loading_the_settings_loads_no_celery() -> None:
     code = "import sys, stack.settings; print('celery' in sys.modules, 'kombu' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("", "False"), ("true", "True")])
+def test_web_logs_each_request_when_asked_to_only(
+    monkeypatch: pytest.MonkeyPatch, setting: str, expected: str
+) -> None:
+    monkeypatch.setenv("LOG_REQUESTS", setting)
+    handled = "__import__('logging').getLogger('uvicorn.access').hasHandlers()"
+    assert show("", f"[__import__('django').setup(), {handled}][1]") == expected
