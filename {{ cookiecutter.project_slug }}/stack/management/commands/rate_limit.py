@@ -10,8 +10,9 @@ from stack.management import table
 
 class Command(BaseCommand):
     help = (
-        "Have every worker start no more than so many of a task, until it restarts: 10/s, 10/m or"
-        " 10/h for each worker, 0 for no limit. What shall last is rate_limit= in the task itself."
+        "Limit how many of a task each worker starts, until it restarts: 10/s, 10/m or 10/h, or 0 for no"
+        " limit. To make it permanent, set rate_limit= in the task itself. The worker keeps the limited"
+        " tasks that it took, and those behind them wait: give such a task a queue of its own."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
