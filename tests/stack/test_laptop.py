@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ from playwright.sync_api import Page
 from tests.baking import bake
 
 from .stack import Stack, wait_for
+
+MODEL = """
+
+class Order(models.Model):
+    total = models.IntegerField()
+
+    def __str__(self) -> str:
+        return str(self.total)
+"""
 
 VIEW = """
 from django.db import transaction
@@ -297,13 +307,18 @@ def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -
     assert (laptop.folder / "shop" / "models.py").stat().st_uid == 4242
     laptop.edit("config/settings.py", '    "stack",\n', '    "stack",\n    "shop",\n')
     task = readme.split("# shop/tasks.py\n")[1].split("# in a view")[0]
-    task = task.replace("...", "print('order', order_id)")
-    (laptop.folder / "shop" / "tasks.py").write_text(task)
+    task = task.replace(" ...", '\n    print("order", order_id)').strip()
+    (laptop.folder / "shop" / "tasks.py").write_text(f"{task}\n")
     with (laptop.folder / "shop" / "models.py").open("a") as models:
-        models.write("\n\nclass Order(models.Model):\n    total = models.IntegerField()\n")
+        models.write(MODEL)
     (migrate,) = re.findall(r"^\| change models \| (.*) \|$", readme, flags=re.M)
     for command in re.findall("`(.*?)`", migrate):
         laptop.shell(command)
+    workflow = yaml.safe_load((laptop.folder / ".github/workflows/ci.yaml").read_text())
+    (lint,) = (
+        step["run"] for step in workflow["jobs"]["test"]["steps"] if step.get("name") == "Lint"
+    )
+    laptop.shell(lint)
     call = readme.split("# in a view\n")[1].split("\n```")[0]
     (laptop.folder / "shop" / "views.py").write_text(VIEW.format(call=call))
     laptop.edit(
@@ -342,6 +357,27 @@ def test_a_library_is_added_as_the_manual_says(laptop: Stack) -> None:
     for service in ("web-a", "worker-crawl"):
         printed = laptop.compose("exec", "--no-TTY", service, "python", "-c", version)
         assert printed.strip() == added
+
+
+def test_a_second_checkout_has_names_of_its_own(laptop: Stack, tmp_path: Path) -> None:
+    before = {name: found.id for name, found in laptop.containers().items()}
+    checkout = tmp_path / "checkout"
+    shutil.copytree(laptop.folder, checkout, ignore=shutil.ignore_patterns(".env", ".*_cache"))
+    name = f"{laptop.slug}_2"
+
+    def run(command: str) -> str:
+        return subprocess.check_output(["sh", "-c", command], cwd=checkout, text=True)
+
+    assert f"already: this one is {name}." in run("ops/make-env")
+    try:
+        run("docker compose --progress quiet up --detach --wait db")
+        assert f"image: {name}-dev:latest" in run("docker compose config web")
+        assert 'published: "8081"' in run("docker compose config proxy")
+        assert {name: found.id for name, found in laptop.containers().items()} == before
+        assert run("docker compose ps --quiet db").strip() not in before.values()
+        assert run("docker volume ls --quiet --filter name=_db").split() >= [f"{name}_db"]
+    finally:
+        run("docker compose --progress quiet down --volumes")
 
 
 @pytest.mark.usefixtures("restored")

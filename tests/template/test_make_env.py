@@ -27,7 +27,7 @@ def settings(path: Path) -> dict[str, str]:
 
 
 def test_a_clone_gets_what_rendering_gives(clone: Path, defaults: Path) -> None:
-    assert make_env(clone) == ".env is ready. Next: docker compose up\n"
+    assert make_env(clone) == ".env is ready. Next: docker compose up, then http://localhost:8080\n"
     made, rendered = settings(clone / ".env"), settings(defaults / ".env")
     secret = {name for name in made if re.search("_?(PASSWORD|KEY)$", name)}
     assert {name: value for name, value in made.items() if name not in secret} == {

@@ -16,6 +16,7 @@ DEFAULTS = """
 .editorconfig
 .env
 .env.example
+.gitattributes
 .github/dependabot.yml
 .github/workflows/ci.yaml
 .github/workflows/deploy.yaml

@@ -29,7 +29,7 @@ def base_images(project: Path) -> dict[str, set[str]]:
         names = re.findall(r"^FROM ([^\s:]+:\S+)", text, re.MULTILINE)
         names += re.findall(r"^ *image: ([^\s:]+:[^\s$]+)$", text, re.MULTILINE)
         for name in names:
-            if not name.startswith(project.name):
+            if not name.startswith((project.name, "${")):
                 found.setdefault(name, set()).add(path.relative_to(project).as_posix())
     return found
 

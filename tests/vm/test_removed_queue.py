@@ -6,17 +6,13 @@ import pytest
 
 from tests.stack.stack import wait_for
 
-from .conftest import Installed
 from .test_journeys import WAIT
+from .vm import ProductionVm
 
 
 @pytest.mark.long
-def test_a_deploy_moves_the_tasks_of_a_queue_that_is_gone_when_told_so(
-    installed: Installed,
-) -> None:
-    vm = installed.vm
-    old = vm.commit()
-    vm.deploy(*vm.first_settings(), WAIT)
+def test_a_deploy_moves_the_tasks_of_a_queue_that_is_gone_when_told_so(vm: ProductionVm) -> None:
+    old = vm.version()
     vm.here("docker compose stop worker-crawl")
     vm.send("work", "stranded", 20, 0.1)
     before = vm.running()

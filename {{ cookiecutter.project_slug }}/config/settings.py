@@ -83,8 +83,9 @@ AUTH_PASSWORD_VALIDATORS = [
 LOGIN_URL = "admin:login"
 LOGIN_REDIRECT_URL = "/"
 # A browser sends the cookies of a host to all its ports: on localhost, to all projects.
-SESSION_COOKIE_NAME = "{{ cookiecutter.project_slug }}_sessionid"
-CSRF_COOKIE_NAME = "{{ cookiecutter.project_slug }}_csrftoken"
+_name = env("COMPOSE_PROJECT_NAME", default="{{ cookiecutter.project_slug }}")
+SESSION_COOKIE_NAME = f"{_name}_sessionid"
+CSRF_COOKIE_NAME = f"{_name}_csrftoken"
 
 SECURE_CSP = {"default-src": [CSP.SELF], "frame-ancestors": [CSP.NONE], "object-src": [CSP.NONE]}
 
