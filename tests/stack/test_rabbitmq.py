@@ -121,6 +121,7 @@ def test_an_unknown_task_is_a_failed_one_and_its_worker_goes_on(rabbitmq: Stack)
 
 
 def test_every_worker_obeys_a_rate_limit(rabbitmq: Stack) -> None:
+    rabbitmq.inspect("ping")  # each is connected again, when a test before has restarted the broker
     printed = rabbitmq.manage("rate_limit", "stack.tasks.sample", "0")
     assert [line.split() for line in printed.splitlines()[1:]] == [
         [f"{queue}@{rabbitmq.slug}", "0"] for queue in sorted(QUEUES)
