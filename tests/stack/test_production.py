@@ -5,6 +5,7 @@ import re
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -195,20 +196,40 @@ with app.connection(transport_options=options) as connection, connection.channel
 """
 
 
+def open_connections(stack: Stack, web: str) -> int:
+    """Return how many connections a web instance has to the database."""
+    networks = stack.containers()[web].attrs["NetworkSettings"]["Networks"]
+    address = networks[f"{stack.slug}_inside"]["IPAddress"]
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE client_addr = '{address}'"
+    psql = ["psql", "--username=app", "--dbname=app", "-tA", "-c", query]
+    return int(stack.containers()["db"].exec_run(psql).output)
+
+
 def test_the_web_has_a_pool_of_connections_and_a_command_beside_it_has_none(
     production: Stack,
 ) -> None:
-    def open_connections() -> int:
-        networks = production.containers()["web-a"].attrs["NetworkSettings"]["Networks"]
-        address = networks[f"{production.slug}_inside"]["IPAddress"]
-        query = f"SELECT count(*) FROM pg_stat_activity WHERE client_addr = '{address}'"
-        psql = ["psql", "--username=app", "--dbname=app", "-tA", "-c", query]
-        return int(production.containers()["db"].exec_run(psql).output)
-
-    wait_for("a request was served", lambda: production.get("/readyz") and open_connections())
+    wait_for(
+        "a request was served",
+        lambda: production.get("/readyz") and open_connections(production, "web-a"),
+    )
     code = "from django.db import connection; print(connection.settings_dict['OPTIONS'])"
     assert "pool" not in production.python(code)
-    assert open_connections() >= 1, "it is closed after each request"
+    assert open_connections(production, "web-a") >= 1, "it is closed after each request"
+
+
+def test_the_first_requests_after_a_restart_of_the_database_are_served(production: Stack) -> None:
+    def ask(_: object) -> int:
+        return production.get("/probe/query").status_code
+
+    def both_have_several() -> bool:
+        with ThreadPoolExecutor(16) as threads:
+            assert set(threads.map(ask, range(16))) == {200}
+        return all(open_connections(production, web) >= 4 for web in ("web-a", "web-b"))
+
+    wait_for("several connections of each", both_have_several)
+    production.compose("restart", "db")
+    wait_for("a healthy database", lambda: production.health("db") == "healthy")
+    assert [ask(None) for _ in range(4)] == [200] * 4
 
 
 def test_a_message_that_redis_acknowledges_late_does_not_keep_its_worker_idle(

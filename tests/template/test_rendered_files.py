@@ -124,7 +124,9 @@ stack/dashboard/static/dashboard/icon.svg
 stack/dashboard/templates/dashboard/index.html
 stack/dashboard/urls.py
 stack/dashboard/views.py
+stack/database.py
 stack/environment.py
+stack/failed.py
 stack/health.py
 stack/heartbeat.py
 stack/interruptible

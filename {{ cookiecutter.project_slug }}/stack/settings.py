@@ -47,11 +47,14 @@ DATABASES: dict[str, dict[str, Any]] = {
 # The web shares a few connections among all requests; under ASGI persistent ones would leak one per
 # thread. https://docs.djangoproject.com/en/6.1/ref/databases/#connection-pool
 if _pool_size := env.int("DATABASE_POOL_SIZE", default=0):
+    from .database import check
+
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     DATABASES["default"]["OPTIONS"]["pool"] = {
         "min_size": 1,
         "max_size": _pool_size,
         "timeout": 10,  # seconds that a request waits for a free connection
+        "check": check,
     }
 
 _cache_password = env("CACHE_PASSWORD", default="")
@@ -95,6 +98,9 @@ STATIC_URL = "/static/"
 STATIC_ROOT = "/srv/static"
 MEDIA_URL = "/media/"
 MEDIA_ROOT = "/srv/media"
+if DEBUG:  # the containers' user, DEV_UID, may change; its group does not
+    FILE_UPLOAD_PERMISSIONS = 0o664
+    FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o2775
 STORAGES: dict[str, dict[str, Any]] = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {

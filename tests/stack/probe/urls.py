@@ -6,6 +6,7 @@ urlpatterns = [
     path("upload", views.upload),
     path("request", views.show_request),
     path("hang", views.hang),
+    path("query", views.query),
     path("fail", views.fail),
     path("again", views.again),
     path("send/<queue>", views.send),

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 
 from django.core.files.storage import default_storage
+from django.db import connection
 from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from django.views.decorators.csrf import csrf_exempt
 from stack.tasks import sample
@@ -34,6 +35,13 @@ def show_request(request: HttpRequest) -> JsonResponse:
             "version": os.environ.get("IMAGE_TAG"),
         }
     )
+
+
+def query(request: HttpRequest) -> JsonResponse:
+    """Hold a connection to the database for a moment."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.5)")
+    return JsonResponse({})
 
 
 async def hang(request: HttpRequest) -> None:

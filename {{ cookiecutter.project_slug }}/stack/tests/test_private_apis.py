@@ -17,6 +17,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
+from django.db.backends.postgresql.base import DatabaseWrapper
 from gunicorn.arbiter import Arbiter
 from kombu import common
 from kombu.transport import redis, virtual
@@ -50,6 +51,7 @@ USED = [
     (virtual.QoS, "ack", "stack/brokers/redis.py"),
     (common.QoS, "increment_eventually", "stack/celery/consumer.py"),
     (common.QoS, "decrement_eventually", "stack/celery/consumer.py"),
+    (DatabaseWrapper, "pool", "stack/database.py"),
     (Arbiter, "murder_workers", "gunicorn.conf.py"),
     (UvicornWorker, "CONFIG_KWARGS", "gunicorn.conf.py"),
     (Server, "capture_signals", "stack/dashboard/live.py"),
