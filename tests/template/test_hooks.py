@@ -92,8 +92,13 @@ def test_files_made_in_a_container_will_belong_to_the_person(
 def test_no_container_runs_as_root_because_root_rendered_the_project(
     answer: Answer, hooks_start_with: Callable[[str], None]
 ) -> None:
-    hooks_start_with("import os\nos.getuid = lambda: 0\n")
-    assert owner(answer().project) == "10001"
+    hooks_start_with("import os\nos.getuid = lambda: 0\nos.chown = lambda *args: None\n")
+    project = answer().project
+    assert owner(project) == "10001"
+    # They write to the source as its group.
+    for path in [project, project / "config", project / "config/settings.py"]:
+        assert path.stat().st_mode & stat.S_IWGRP
+    assert stat.S_IMODE((project / ".env").stat().st_mode) == 0o600
 
 
 def test_without_a_time_zone_database_a_name_that_looks_like_one_is_taken(

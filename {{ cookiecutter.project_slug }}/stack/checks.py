@@ -94,6 +94,23 @@ def route_error(name: str, options: dict[str, Any]) -> QueueNotFound | None:
 
 
 @register()
+def source_can_be_written(**kwargs: object) -> list[CheckMessage]:
+    """Return a warning when commands of development, such as startapp, cannot write their files."""
+    if not settings.DEBUG or os.access(settings.BASE_DIR, os.W_OK):
+        return []
+    owner = os.stat(settings.BASE_DIR).st_uid
+    return [
+        Warning(
+            f"User {os.getuid()} cannot write to the source, which belongs to user {owner}.",
+            hint=f"Set DEV_UID={owner} in .env, then: docker compose up -d"
+            if owner
+            else "As root: chgrp -R 10001 . && chmod -R g+w .",
+            id="stack.W002",
+        )
+    ]
+
+
+@register()
 def time_limits_fit(**kwargs: object) -> list[Error]:
     """Return an error for each task whose time limits contradict each other or TASK_TIME_LIMIT."""
     autodiscover_modules("tasks")
