@@ -66,6 +66,14 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     assert vm.running() == containers
 
 
+def test_a_deploy_does_not_change_the_broker(vm: ProductionVm) -> None:
+    containers = vm.running()
+    said = vm.deploy(f"--tag={vm.version()}", "--set", "BROKER=rabbitmq", code=1)
+    assert "change it as docs/broker.md says. Nothing was changed." in said
+    assert vm.running() == containers
+    assert vm.settings()["BROKER"] == "redis"
+
+
 def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
     vm: ProductionVm,
 ) -> None:
