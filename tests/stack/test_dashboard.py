@@ -57,11 +57,32 @@ def test_the_progress_bar_moves_and_ends_in_the_result(laptop: Stack, page: Page
         assert card(page, queue).get_by_role("img").get_attribute("aria-label")
 
 
-def test_an_error_is_told_in_words(laptop: Stack, page: Page) -> None:
+def test_a_failed_task_is_shown_and_sent_again(laptop: Stack, page: Page) -> None:
     page.goto(f"{laptop.url}/status/")
     card(page, "crawl").get_by_text("Send a failing task").click()
-    words = card(page, "crawl").get_by_text("Failed: This task was sent to fail.")
-    words.wait_for()
+    card(page, "crawl").get_by_text("Failed: This task was sent to fail.").wait_for()
+    assert card(page, "crawl").locator("progress").get_attribute("data-state") == "down"
+    wait_for("its figure", lambda: card(page, "crawl").locator(".failed").text_content() >= "1")
+
+    first = page.locator("#failures li").first
+    first.get_by_text("stack.tasks.sample in crawl").wait_for()
+    first.get_by_text("SampleError: This task was sent to fail.").wait_for()
+    task = first.locator("input[name=id]").input_value()
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    first.get_by_text("Send again").click()
+    page.once("dialog", lambda dialog: dialog.accept())
+    with page.expect_response(lambda answer: answer.url.endswith("/retry/")) as answer:
+        first.get_by_text("Send again").click()
+    assert (answer.value.status, answer.value.json()["id"]) == (202, task)
+
+
+def test_an_entry_of_the_schedule_runs_now(laptop: Stack, page: Page) -> None:
+    page.goto(f"{laptop.url}/status/")
+    entry = page.locator("[data-entry=clear-sessions]")
+    entry.get_by_text("stack.tasks.clear_sessions, every 1").wait_for()
+    page.once("dialog", lambda dialog: dialog.accept())
+    entry.get_by_text("Run now").click()
+    entry.get_by_text("Done", exact=True).wait_for()
 
 
 def test_what_is_done_shows_in_the_chart(laptop: Stack, page: Page) -> None:
@@ -69,7 +90,7 @@ def test_what_is_done_shows_in_the_chart(laptop: Stack, page: Page) -> None:
     laptop.result(laptop.send("notify", steps=1))
     chart = card(page, "notify").get_by_role("img")
     wait_for("a label", lambda: "per minute" in chart.get_attribute("aria-label"))
-    line = chart.locator("polyline").get_attribute("points").split()
+    line = chart.locator("polyline").first.get_attribute("points").split()
     assert len(line) == 60
     assert len({point.split(",")[1] for point in line}) > 1
     assert int(card(page, "notify").locator(".rate").text_content()) >= 1

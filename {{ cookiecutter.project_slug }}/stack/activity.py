@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import redis
@@ -109,12 +110,23 @@ class Workers:
     up: int
     stopping: int
     running: int
-    done: list[int]  # tasks that ended within a minute, for each STEP seconds; the last is now's
+    # Tasks that ended within a minute, for each STEP seconds; the last is now's.
+    done: list[int]
+    failed: list[int]  # not in the former
 
 
-def counter(queue: str, moment: float) -> str:
+def counter(queue: str, moment: float, what: str = "done") -> str:
     """Return the key that counts the tasks of the step with `moment`, in seconds since 1970."""
-    return f"activity:done:{queue}:{int(moment / STEP)}"
+    return f"activity:{what}:{queue}:{int(moment / STEP)}"
+
+
+def count_failure(queue: str) -> None:
+    """Count a task that failed, in whatever process stores that; nothing without a cache."""
+    key = counter(queue, time.time(), "failed")
+    with suppress(redis.RedisError), store().pipeline(transaction=False) as pipe:
+        pipe.incr(key)
+        pipe.expire(key, STEP * (STEPS + 1))
+        pipe.execute()
 
 
 def read(queues: list[str]) -> tuple[dict[str, Workers], bool]:
@@ -128,21 +140,35 @@ def read(queues: list[str]) -> tuple[dict[str, Workers], bool]:
         pipe.exists("activity:beat")
         for queue in queues:
             pipe.hvals(f"activity:workers:{queue}")
-            pipe.mget([counter(queue, now - STEP * ago) for ago in reversed(range(STEPS))])
+            moments = [now - STEP * ago for ago in reversed(range(STEPS))]
+            for what in ("done", "failed"):
+                pipe.mget([counter(queue, moment, what) for moment in moments])
         beat, *answers = pipe.execute()
     return {
-        queue: about(workers, [int(count or 0) for count in counts], now)
-        for queue, workers, counts in zip(queues, answers[::2], answers[1::2], strict=True)
+        queue: about(workers, ended, failed, now)
+        for queue, workers, ended, failed in zip(
+            queues, answers[::3], answers[1::3], answers[2::3], strict=True
+        )
     }, bool(beat)
 
 
-def about(found: list[bytes], counts: list[int], now: float) -> Workers:
+def about(
+    found: list[bytes], ended: list[bytes | None], failed: list[bytes | None], now: float
+) -> Workers:
     """Return the sum of what the workers of a queue reported and did in each step until now."""
     workers = [worker for worker in map(json.loads, found) if worker["at"] > now - LOST]
     stopping = sum(worker["stopping"] for worker in workers)
     running = sum(worker["running"] for worker in workers)
-    done = [sum(counts[step : step + MINUTE]) for step in range(1, STEPS - MINUTE)]
+    failures = per_minute(failed, now)
+    # A failure is counted at once, the end of its task with the worker's next report.
+    done = [max(0, n - bad) for n, bad in zip(per_minute(ended, now), failures, strict=True)]
+    return Workers(len(workers) - stopping, stopping, running, done, failures)
+
+
+def per_minute(counters: list[bytes | None], now: float) -> list[int]:
+    """Return the sum of each minute that ends with one of the steps, the last one now."""
+    counts = [int(count or 0) for count in counters]
+    sums = [sum(counts[step : step + MINUTE]) for step in range(1, STEPS - MINUTE)]
     # The last step is not over, so the last minute includes a part of another one.
     part = 1 - now % STEP / STEP
-    done.append(round(sum(counts[-MINUTE:]) + part * counts[-MINUTE - 1]))
-    return Workers(len(workers) - stopping, stopping, running, done)
+    return [*sums, round(sum(counts[-MINUTE:]) + part * counts[-MINUTE - 1])]

@@ -7,7 +7,7 @@ from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 
-from stack import logs
+from stack import activity, logs
 
 from . import django_tasks
 
@@ -75,7 +75,9 @@ class Results(RedisBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
     ) -> Any:
-        if state == states.FAILURE and was_run(kwargs.get("request")):
+        request: Any = kwargs.get("request")
+        if state == states.FAILURE and was_run(request):
+            activity.count_failure(logs.queue(request))
             # First, so that a result that can be seen is on the list.
             with self.client.pipeline(transaction=False) as pipe:
                 pipe.zadd(FAILED, {task_id: time.time()})
@@ -85,9 +87,9 @@ class Results(RedisBackend):
             task_id, result, state, *args, **kwargs
         )
 
-    def failed(self) -> dict[str, dict[str, Any]]:
-        """Return what is stored about failed tasks by their ids, the last one first."""
-        ids = [task_id.decode() for task_id in self.client.zrevrange(FAILED, 0, -1)]
+    def failed(self, limit: int = KEPT) -> dict[str, dict[str, Any]]:
+        """Return what is stored about the last failed tasks by their ids, the last one first."""
+        ids = [task_id.decode() for task_id in self.client.zrevrange(FAILED, 0, limit - 1)]
         found = {task_id: self.get_task_meta(task_id) for task_id in ids}
         # Results expire, and this list does not.
         return {

@@ -17,15 +17,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from celery import current_app
 from django.conf import settings
 
-from stack import activity, queues
+from stack import activity, failed, queues
+from stack.celery.results import Results
 from stack.health import check_database
 
 logger = logging.getLogger(__name__)
 
 PAUSE = 1  # seconds between two checks
 TIMEOUT = 3  # seconds after which a service that does not answer is down
+FAILURES = 10  # how many are shown
 MAX_LISTENERS = 50  # in this process; each holds a thread and a connection of the proxy
 # Seconds that a stream lasts. The browser then opens another, so that a log-out takes effect, and a
 # proxy that stops need not wait for long (stop_grace_period in compose.yaml).
@@ -58,6 +61,24 @@ def check_page(host: str, port: int, path: str) -> None:
             raise http.client.HTTPException(f"{host} answered {status}")
     finally:
         connection.close()
+
+
+def failures(backend: object) -> list[dict[str, object]]:
+    """Return the last tasks that failed, the newest first; none without the stack's result backend."""
+    if not isinstance(backend, Results):
+        return []
+    return [
+        {
+            "id": task_id,
+            "task": meta["name"],
+            "queue": meta["queue"],
+            "at": meta["date_done"],
+            "error": f"{type(meta['result']).__name__}: {meta['result']}"[:300],
+            "not_run": [name for _, name in failed.not_run(meta)],
+            "why_not": failed.why_not(task_id, meta),
+        }
+        for task_id, meta in backend.failed(FAILURES).items()
+    ]
 
 
 class Probe:
@@ -126,6 +147,7 @@ class Live:
         probes = [
             Probe("broker", partial(queues.waiting, connection)),
             Probe("stranded", partial(queues.stranded, other), pause=5),
+            Probe("failures", partial(failures, current_app.backend), pause=2),
             Probe("cache", partial(activity.read, settings.QUEUES)),
             Probe("db", check_database, pause=5),
             *(
@@ -165,6 +187,7 @@ def message(probes: list[Probe]) -> dict[str, object]:
     return {
         "services": {name: up[name] for name in SERVICES},
         "stranded": answers["stranded"] or {},
+        "failures": answers["failures"],
         "queues": {
             name: {
                 "waiting": asdict(waiting[name]) if name in waiting else None,

@@ -7,5 +7,7 @@ urlpatterns = [
     path("", views.index, name="index"),
     path("live/", views.stream, name="stream"),
     path("sample/", views.send, name="send"),
+    path("retry/", views.retry, name="retry"),
+    path("run/", views.run, name="run"),
     path("sample/<uuid:task_id>/", views.status, name="status"),
 ]

@@ -1,19 +1,27 @@
 """The dashboard. In production it is for staff only, because it starts tasks."""
 
+import datetime
 import uuid
 from collections.abc import Callable, Coroutine
 from functools import wraps
+from typing import Any
 
 from asgiref.sync import sync_to_async
-from celery import current_app
+from celery import current_app, states
+from celery.schedules import crontab, maybe_schedule
+from celery.schedules import schedule as interval
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
+from django.utils.timesince import timesince
 from django.views.decorators.http import require_GET, require_POST, require_safe
+from kombu.exceptions import OperationalError
 
+from stack import failed
+from stack.celery.results import Results
 from stack.tasks import sample
 
 from .live import SERVICES, live
@@ -37,7 +45,15 @@ def staff_in_production(view: View) -> View:
 @staff_in_production
 async def index(request: HttpRequest) -> HttpResponse:
     """Show each service, and each queue with its buttons; the stream brings the figures."""
-    context = {"name": settings.PROJECT_NAME, "queues": settings.QUEUES, "services": SERVICES}
+    context = {
+        "name": settings.PROJECT_NAME,
+        "queues": settings.QUEUES,
+        "services": SERVICES,
+        "schedule": [
+            (name, entry["task"], when(entry["schedule"]))
+            for name, entry in current_app.conf.beat_schedule.items()
+        ],
+    }
     return await sync_to_async(render)(request, "dashboard/index.html", context)
 
 
@@ -69,6 +85,61 @@ async def send(request: HttpRequest) -> JsonResponse:
         kwargs={"fail": "fail" in request.POST}, queue=queue
     )
     return JsonResponse({"id": result.id}, status=202)
+
+
+def when(schedule: Any) -> str:
+    """Return in words when beat sends an entry: an interval, or the five fields of a crontab."""
+    found = maybe_schedule(schedule)
+    if isinstance(found, crontab):
+        return str(found).removeprefix("<crontab: ").partition(" (")[0]
+    if type(found) is not interval:
+        return str(found)
+    if found.seconds < 60:
+        return f"every {found.seconds:g} seconds"
+    start = datetime.datetime(2000, 1, 1)
+    return f"every {timesince(start, start + datetime.timedelta(seconds=found.seconds))}"
+
+
+@require_POST
+@staff_in_production
+async def retry(request: HttpRequest) -> JsonResponse:
+    """Send the failed task with the form's id again; returns 202, or 409 and why it is not sent."""
+    task_id = request.POST.get("id", "")
+    if error := await sync_to_async(send_again, thread_sensitive=False)(task_id):
+        return JsonResponse({"error": error}, status=409)
+    # Until it has ended again, its result is that of the failure.
+    return JsonResponse({"id": task_id, "follow": False}, status=202)
+
+
+def send_again(task_id: str) -> str:
+    """Send a failed task again, as ./manage.py failed --retry does; return why not, or ""."""
+    backend = current_app.backend
+    assert isinstance(backend, Results)  # noqa: S101
+    meta = backend.get_task_meta(task_id)
+    if meta["status"] != states.FAILURE or not meta.get("name"):
+        return "This task is not a failed one any more."
+    if reason := failed.why_not(task_id, meta):
+        return reason
+    try:
+        sent = failed.send(backend, task_id, meta)
+    except OperationalError as error:
+        return str(error)
+    return "" if sent else "It has been sent again already."
+
+
+@require_POST
+@staff_in_production
+async def run(request: HttpRequest) -> JsonResponse:
+    """Send the form's entry of beat's schedule now; returns 202 with its id, 404 for an unknown one."""
+    entry = current_app.conf.beat_schedule.get(request.POST.get("name"))
+    if entry is None:
+        return JsonResponse({"error": "There is no such entry."}, status=404)
+    current_app.loader.import_default_modules()
+    task = current_app.tasks[entry["task"]]
+    result = await sync_to_async(task.apply_async, thread_sensitive=False)(
+        entry.get("args"), entry.get("kwargs"), **(entry.get("options") or {})
+    )
+    return JsonResponse({"id": result.id, "follow": not task.ignore_result}, status=202)
 
 
 @require_safe

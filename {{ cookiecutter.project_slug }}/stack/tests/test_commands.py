@@ -26,7 +26,8 @@ def three_wait() -> None:
 def test_queues_counts_what_waits(three_wait, capsys) -> None:
     call_command("queues", QUEUE)
     heading, row, *_ = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["queue", "waiting", "oldest", "workers", "running", "done/min"]
+    fields = ["queue", "waiting", "oldest", "workers", "running", "done/min", "failed/min"]
+    assert heading.split() == fields
     assert row.split()[:2] == [QUEUE, "3"]
 
 
@@ -66,7 +67,7 @@ def test_an_unknown_queue_is_refused(command: str) -> None:
 
 # Queues that are gone -----------------------------------------------------------------------------
 
-FIELDS = ["gone", "3", "-", "none", "-", "-"]
+FIELDS = ["gone", "3", "-", "none", "-", "-", "-"]
 
 
 @pytest.fixture

@@ -1,6 +1,13 @@
 import pytest
 from celery import current_app
+from celery.schedules import crontab
 from django.test import Client
+
+from stack import activity
+from stack.dashboard.live import failures
+from stack.dashboard.views import when
+from stack.tasks import sample
+from stack.testing import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,3 +48,59 @@ def test_a_sample_task_runs_to_its_end(client: Client, worker, settings) -> None
     task = client.get(f"/status/sample/{sent.json()['id']}/").json()
     assert (task["state"], task["progress"]) == ("SUCCESS", 1)
     assert task["result"].startswith("Done by ")
+
+
+@pytest.mark.parametrize("path", ["/status/sample/", "/status/retry/", "/status/run/"])
+def test_in_production_visitors_can_send_nothing(client: Client, path: str) -> None:
+    assert client.post(path).headers["Location"].startswith("/admin/login/")
+
+
+def failed_sample() -> str:
+    """Run a task that fails; return its id."""
+    result = sample.apply_async(kwargs={"steps": 1, "pause": 0, "fail": True})
+    result.get(timeout=120, propagate=False)
+    return result.id
+
+
+def test_a_failed_task_is_shown_counted_and_sent_again(admin_client: Client, worker) -> None:
+    task = failed_sample()
+    first = failures(current_app.backend)[0]
+    assert (first["id"], first["task"], first["queue"]) == (task, sample.name, "default")
+    assert (first["error"], first["why_not"]) == ("SampleError: This task was sent to fail.", "")
+    workers, _ = activity.read(["default"])
+    assert workers["default"].failed[-1] >= 1
+
+    answer = admin_client.post("/status/retry/", {"id": task})
+    assert (answer.status_code, answer.json()) == (202, {"id": task, "follow": False})
+    wait_for(lambda: failures(current_app.backend)[0]["at"] != first["at"])
+    assert failures(current_app.backend)[0]["id"] == task
+
+
+def test_what_cannot_be_sent_again_is_refused(admin_client: Client) -> None:
+    answer = admin_client.post("/status/retry/", {"id": "00000000-0000-0000-0000-000000000000"})
+    error = "This task is not a failed one any more."
+    assert (answer.status_code, answer.json()) == (409, {"error": error})
+
+
+def test_an_entry_of_the_schedule_is_sent_now(admin_client: Client, worker, monkeypatch) -> None:
+    entry = {"task": sample.name, "schedule": 60, "kwargs": {"steps": 1, "pause": 0}}
+    monkeypatch.setitem(current_app.conf.beat_schedule, "often", entry)
+    page = admin_client.get("/status/").content.decode()
+    assert "stack.tasks.sample, every 1\xa0minute" in page
+    sent = admin_client.post("/status/run/", {"name": "often"})
+    assert (sent.status_code, sent.json()["follow"]) == (202, True)
+    result = current_app.AsyncResult(sent.json()["id"]).get(timeout=120)
+    assert result.startswith("Done by ")
+    assert admin_client.post("/status/run/", {"name": "never"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (30, "every 30 seconds"),
+        (5400, "every 1\xa0hour, 30\xa0minutes"),
+        (crontab(hour=4, minute=30), "30 4 * * *"),
+    ],
+)
+def test_a_schedule_is_shown_in_words(schedule: object, words: str) -> None:
+    assert when(schedule) == words

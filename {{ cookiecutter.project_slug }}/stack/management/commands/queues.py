@@ -9,9 +9,10 @@ from stack.management import table
 
 class Command(BaseCommand):
     help = (
-        "Show each queue, also one that holds tasks and has no worker: the tasks that wait in it, how long the oldest has waited, the workers that"
-        " are up, the tasks that they run, and those that ended in the last minute. Tasks that wait"
-        " for a countdown, an eta, a retry or a rate limit are not counted."
+        "Show each queue, also one that holds tasks and has no worker: the tasks that wait in it, how"
+        " long the oldest has waited, the workers that are up, the tasks that they run, and those that"
+        " ended and those that failed in the last minute. Tasks that wait for a countdown, an eta, a"
+        " retry or a rate limit are not counted."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,7 +34,7 @@ class Command(BaseCommand):
             workers, _ = activity.read(names)
         except redis.RedisError as error:
             raise CommandError("The cache does not answer: docker compose ps cache") from error
-        rows = [("queue", "waiting", "oldest", "workers", "running", "done/min")]
+        rows = [("queue", "waiting", "oldest", "workers", "running", "done/min", "failed/min")]
         for name in names:
             tasks, oldest = waiting[name].tasks, waiting[name].oldest
             row = workers[name]
@@ -45,9 +46,10 @@ class Command(BaseCommand):
                     str(row.up or "down"),
                     str(row.running),
                     str(row.done[-1]),
+                    str(row.failed[-1]),
                 )
             )
-        rows += [(name, str(tasks), "-", "none", "-", "-") for name, tasks in stranded.items()]
+        rows += [(name, str(tasks), "-", "none", "-", "-", "-") for name, tasks in stranded.items()]
         for line in table.lines(rows, str.rjust):
             self.stdout.write(line)
         for name in stranded:

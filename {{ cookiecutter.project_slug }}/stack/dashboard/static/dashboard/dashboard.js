@@ -1,4 +1,4 @@
-// Shows what the stream sends; sends sample tasks and follows them until they have ended.
+// Shows what the stream sends; sends tasks and follows them until they have ended.
 
 const SILENCE = 4000; // ms without an event after which the figures are old
 const STATES = { true: "up", false: "down", null: "unknown" };
@@ -6,9 +6,12 @@ const STATES = { true: "up", false: "down", null: "unknown" };
 const summary = document.querySelector("#summary");
 const stranded = document.querySelector("#stranded");
 const queues = [...document.querySelectorAll("[data-queue]")];
+const failures = document.querySelector("#failures");
+const noFailures = document.querySelector("#no-failures");
 const services = [...document.querySelectorAll("[data-service]")];
 let stream, silence;
 let latest; // the last message of the stream
+const followed = {}; // queues of sample tasks that are known to run
 
 function show(element, state, text) {
   element.dataset.state = state;
@@ -76,9 +79,11 @@ function showAll() {
     }
     item.querySelector(".waiting").textContent = waiting?.tasks ?? "–";
     item.querySelector(".oldest").textContent = waiting?.oldest >= 1 ? duration(waiting.oldest) : "";
-    item.querySelector(".running").textContent = workers?.running ?? "–";
+    // A worker reports every two seconds.
+    item.querySelector(".running").textContent = workers ? Math.max(workers.running, followed[name] ?? 0) : "–";
     item.querySelector(".rate").textContent = workers?.done.at(-1) ?? "–";
-    draw(item, workers?.done ?? []);
+    item.querySelector(".failed").textContent = workers?.failed.at(-1) ?? "–";
+    draw(item, workers?.done ?? [], workers?.failed ?? []);
   }
   for (const item of services) {
     const state = STATES[latest?.services[item.dataset.service] ?? null];
@@ -88,6 +93,7 @@ function showAll() {
       missing.push(item.dataset.service);
     }
   }
+  showFailures(latest?.failures);
   const left = Object.entries(latest?.stranded ?? {}).map(([name, tasks]) => `${name} (${tasks})`);
   stranded.hidden = !left.length;
   show(stranded, "down", left.length ? `Tasks wait in queues without a worker: ${left.join(", ")}. See docs/broker.md.` : "");
@@ -111,21 +117,50 @@ function duration(seconds) {
   return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
-function draw(item, done) {
+function draw(item, done, failed) {
   const chart = item.querySelector(".chart");
-  const peak = Math.max(...done, 0);
+  const peak = Math.max(...done, ...failed, 0);
   const { width, height } = chart.viewBox.baseVal;
   const across = width / (done.length - 1);
   const up = (0.95 * height) / Math.max(peak, 4); // a single task is not the whole height
-  const points = done.map((count, index) => `${index * across},${height - count * up}`);
-  chart.querySelector(".line").setAttribute("points", points.join(" "));
-  chart.querySelector(".area").setAttribute("points", `0,${height} ${points.join(" ")} ${width},${height}`);
+  const points = (counts) => counts.map((count, index) => `${index * across},${height - count * up}`).join(" ");
+  chart.querySelector(".line").setAttribute("points", points(done));
+  chart.querySelector(".area").setAttribute("points", `0,${height} ${points(done)} ${width},${height}`);
+  chart.querySelector(".failures").setAttribute("points", Math.max(...failed, 0) ? points(failed) : "");
+  chart.classList.toggle("empty", !peak);
   const text = peak ? `Peak: ${peak} per minute` : "nothing done";
-  chart.setAttribute("aria-label", `Tasks done, last 10 minutes: ${text}`);
+  chart.setAttribute("aria-label", `Tasks done and failed, last 10 minutes: ${text}`);
   item.querySelector(".peak").textContent = text;
 }
 
-// Sample tasks -------------------------------------------------------------------------------------
+// Failed tasks -------------------------------------------------------------------------------------
+
+let shown; // what is shown of them
+
+function showFailures(found) {
+  const text = JSON.stringify(found ?? null);
+  if (text === shown) {
+    return; // a button that has the focus keeps it
+  }
+  shown = text;
+  noFailures.textContent = found ? "No task has failed." : "Unknown";
+  noFailures.hidden = Boolean(found?.length);
+  failures.replaceChildren(
+    ...(found ?? []).map((task) => {
+      const item = document.querySelector("#failure").content.cloneNode(true).firstElementChild;
+      const time = new Date(task.at).toLocaleString();
+      item.querySelector(".what").textContent = `${task.task} in ${task.queue || "no queue"}, ${time}`;
+      item.querySelector(".state").textContent = task.error;
+      const left = task.not_run.length ? `Not run: ${task.not_run.join(", ")}. ` : "";
+      item.querySelector(".more").textContent = left + task.why_not;
+      item.querySelector("input[name=id]").value = task.id;
+      item.querySelector("form").hidden = Boolean(task.why_not);
+      return item;
+    }),
+  );
+}
+
+// Sending tasks ------------------------------------------------------------------------------------
 
 async function request(url, options) {
   const response = await fetch(url, options);
@@ -138,29 +173,43 @@ async function request(url, options) {
 }
 
 async function run(form, body) {
-  const queue = body.get("queue");
+  const queue = body.get("queue"); // of a sample task
   const buttons = form.querySelectorAll("button");
   const progress = form.querySelector("progress");
   const output = form.querySelector("output");
   const report = (state, text) => show(output, state, text);
+  const count = (running) => {
+    followed[queue] = running;
+    showAll();
+  };
+  const advance = (value, state) => {
+    if (progress) {
+      progress.value = value;
+      progress.dataset.state = state;
+    }
+  };
   buttons.forEach((button) => (button.disabled = true));
-  progress.value = 0;
+  advance(0, "running");
   report("running", "Sending");
   try {
-    const { id } = await request(form.action, { method: "POST", body });
+    const { id, follow = true } = await request(form.action, { method: "POST", body });
+    if (!follow) {
+      return report("up", "Sent");
+    }
     for (let looks = 0; ; looks++) {
       await new Promise((wake) => setTimeout(wake, looks < 50 ? 300 : 1500));
-      const task = await request(`${form.action}${id}/`);
-      progress.value = task.progress;
+      const task = await request(`${document.body.dataset.tasks}${id}/`);
+      advance(task.progress, "error" in task ? "down" : "running");
       if ("result" in task) {
-        return report("up", task.result);
+        return report("up", queue ? task.result : "Done");
       }
       if ("error" in task) {
         return report("down", `Failed: ${task.error}`);
       }
       if (task.state !== "PENDING") {
+        count(1);
         report("running", "Running");
-      } else if (stateOf(latest?.queues[queue].workers)[0] === "down") {
+      } else if (queue && stateOf(latest?.queues[queue].workers)[0] === "down") {
         report("running", "Waiting until the worker is up again");
       } else {
         report("running", "Waiting for its turn");
@@ -169,13 +218,15 @@ async function run(form, body) {
   } catch (error) {
     report("down", error.message);
   } finally {
+    count(0);
     buttons.forEach((button) => (button.disabled = false));
   }
 }
 
-for (const form of document.querySelectorAll(".queue form")) {
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
+document.querySelector("main").addEventListener("submit", (event) => {
+  const form = event.target;
+  event.preventDefault();
+  if (!form.dataset.confirm || confirm(form.dataset.confirm)) {
     run(form, new FormData(form, event.submitter));
-  });
-}
+  }
+});
