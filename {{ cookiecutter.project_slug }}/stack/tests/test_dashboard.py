@@ -57,7 +57,7 @@ def test_in_production_visitors_can_send_nothing(client: Client, path: str) -> N
 
 def failed_sample() -> str:
     """Run a task that fails; return its id."""
-    result = sample.apply_async(kwargs={"steps": 1, "pause": 0, "fail": True})
+    result = sample.apply_async(kwargs={"steps": 2, "pause": 0, "fail": True})
     result.get(timeout=120, propagate=False)
     return result.id
 
