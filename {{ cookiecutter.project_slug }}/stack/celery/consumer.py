@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import signals
 from celery.app.task import Context
+from celery.concurrency.asynpool import AsynPool
 from celery.worker import consumer
 from django.conf import settings
 from kombu import Message
@@ -65,7 +66,8 @@ class Consumer(consumer.Consumer):
         seconds before it ends, because nobody reads the result:
         https://github.com/celery/celery/issues/3802, https://github.com/celery/celery/pull/6863
         """
-        if not self.pool.flush:  # only that of prefork has it
+        prefork = isinstance(self.pool._pool, AsynPool)
+        if not prefork:
             super().on_close()
             return
         pool = self.pool._pool
