@@ -14,6 +14,7 @@ import pytest
 
 REDIS = f"redis://:{os.environ['CACHE_PASSWORD']}@cache:6379"
 # Before Django loads the settings.
+os.environ["CACHE_URL"] = f"{REDIS}/13"  # so that /status/ does not count tasks of tests
 os.environ["CELERY_BROKER_URL"] = f"{REDIS}/14"
 os.environ["CELERY_RESULT_BACKEND"] = f"{REDIS}/15"
 os.environ["LOG_LEVEL"] = "INFO"  # whatever .env has: tests look at log lines
