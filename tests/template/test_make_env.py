@@ -1,6 +1,5 @@
 """ops/make-env: a clone gets its .env, and an existing one keeps its lines."""
 
-import os
 import re
 import shutil
 import stat
@@ -67,7 +66,6 @@ def test_an_empty_password_is_filled_where_it_stands(clone: Path) -> None:
     assert re.fullmatch(r"CACHE_PASSWORD=[\w-]{64}", changed[0])
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no users with a number")
 def test_without_it_compose_names_the_command(clone: Path) -> None:
     done = subprocess.run(
         ["docker", "compose", "config"], cwd=clone, capture_output=True, text=True
