@@ -51,6 +51,12 @@ class Migration(migrations.Migration):
 """
 
 
+def ci_steps(stack: Stack) -> list[dict[str, str]]:
+    """Return the steps of the project's workflow that run a command."""
+    workflow = yaml.safe_load((stack.folder / ".github/workflows/ci.yaml").read_text())
+    return [step for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+
+
 def files(stack: Stack) -> set[Path]:
     """Return the files and folders of a project, without what tools keep there for themselves."""
     caches = {"__pycache__", ".mypy_cache", ".ruff_cache"}
@@ -210,9 +216,7 @@ def test_a_changed_setting_is_used_by_the_web_and_by_workers(laptop: Stack) -> N
 
 def test_ci_passes_with_what_was_rendered(laptop: Stack) -> None:
     """Build, lint, types, migrations, tests, start: each command of the workflow file."""
-    workflow = yaml.safe_load((laptop.folder / ".github/workflows/ci.yaml").read_text())
-    steps = [step for step in workflow["jobs"]["test"]["steps"] if "run" in step]
-    steps = [step for step in steps if "if" not in step]  # for a pull request only
+    steps = [step for step in ci_steps(laptop) if "if" not in step]  # for a pull request only
     # The settings are there, and what is known of packages may change any day.
     assert steps.pop(0)["run"] == "ops/make-env"
     assert "pip-audit" in steps.pop()["run"]
@@ -246,8 +250,7 @@ def git_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("restored", "git_settings")
 def test_ci_finds_a_migration_that_breaks_the_version_that_serves_meanwhile(laptop: Stack) -> None:
-    workflow = yaml.safe_load((laptop.folder / ".github/workflows/ci.yaml").read_text())
-    (lint,) = (step["run"] for step in workflow["jobs"]["test"]["steps"] if "if" in step)
+    (lint,) = (step["run"] for step in ci_steps(laptop) if "if" in step)
     laptop.shell("git init -q -b main && git add . && git commit -q -m base && git branch change")
     laptop.shell('git remote add origin "file://$PWD" && git checkout -q change')
     path = laptop.folder / "posts/migrations/0002_remove_post_title.py"
@@ -314,10 +317,7 @@ def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -
     (migrate,) = re.findall(r"^\| change models \| (.*) \|$", readme, flags=re.M)
     for command in re.findall("`(.*?)`", migrate):
         laptop.shell(command)
-    workflow = yaml.safe_load((laptop.folder / ".github/workflows/ci.yaml").read_text())
-    (lint,) = (
-        step["run"] for step in workflow["jobs"]["test"]["steps"] if step.get("name") == "Lint"
-    )
+    (lint,) = (step["run"] for step in ci_steps(laptop) if step["name"] == "Lint")
     laptop.shell(lint)
     call = readme.split("# in a view\n")[1].split("\n```")[0]
     (laptop.folder / "shop" / "views.py").write_text(VIEW.format(call=call))
