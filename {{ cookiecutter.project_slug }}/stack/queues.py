@@ -1,6 +1,7 @@
 """The tasks that wait in each queue."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,21 @@ def connect() -> Connection:
     return current_app.connection_for_write(transport_options=options)
 
 
+@contextmanager
+def reached(connection: Connection) -> Iterator[Any]:
+    """
+    Yield the channel of a connection, once the broker has answered.
+
+    Raises kombu's OperationalError when it does not; after any error the connection can be used again.
+    """
+    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
+    try:
+        yield connection.default_channel
+    except Exception:
+        connection.release()
+        raise
+
+
 def waiting(connection: Connection) -> dict[str, Waiting]:
     """
     Return the tasks that wait in each queue.
@@ -46,9 +62,7 @@ def waiting(connection: Connection) -> dict[str, Waiting]:
     Those that wait for a countdown, an eta, a retry or a rate limit are elsewhere. Raises kombu's
     OperationalError when the broker does not answer; the connection can be used again all the same.
     """
-    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
-    try:
-        channel: Any = connection.default_channel
+    with reached(connection) as channel:
         # Declared as each producer does it, so that there is always an answer.
         declared: dict[str, Any] = {
             name: current_app.amqp.queues[name](channel).queue_declare() for name in settings.QUEUES
@@ -57,9 +71,6 @@ def waiting(connection: Connection) -> dict[str, Waiting]:
             name: Waiting(queue.message_count, brokers.current().oldest(channel, name))
             for name, queue in declared.items()
         }
-    except Exception:
-        connection.release()
-        raise
 
 
 def stranded(connection: Connection) -> dict[str, int]:
@@ -68,12 +79,8 @@ def stranded(connection: Connection) -> dict[str, int]:
 
     Raises kombu's OperationalError when the broker does not answer.
     """
-    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
-    try:
+    with reached(connection):
         held = brokers.current().held(connection)
-    except Exception:
-        connection.release()
-        raise
     return {
         name: tasks for name, tasks in sorted(held.items()) if tasks and name not in settings.QUEUES
     }
@@ -86,9 +93,8 @@ def move(connection: Connection, old: str, new: str) -> Iterator[int]:
     Raises ValueError, with one sentence, when there is no queue `old`, and kombu's OperationalError
     when the broker does not answer.
     """
-    connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
-    channel: Any = connection.default_channel
-    if not brokers.current().exists(channel, old):
-        raise ValueError(f'The broker has no queue "{old}".')
-    current_app.amqp.queues[new](channel).declare()
-    yield from brokers.current().move_tasks(channel, old, new)
+    with reached(connection) as channel:
+        if not brokers.current().exists(channel, old):
+            raise ValueError(f'The broker has no queue "{old}".')
+        current_app.amqp.queues[new](channel).declare()
+        yield from brokers.current().move_tasks(channel, old, new)
