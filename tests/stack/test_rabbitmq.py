@@ -128,24 +128,40 @@ def test_every_worker_obeys_a_rate_limit(rabbitmq: Stack) -> None:
     ]
 
 
+def login(stack: Stack) -> requests.auth.HTTPBasicAuth:
+    """Return that of Flower."""
+    return requests.auth.HTTPBasicAuth("admin", stack.settings["FLOWER_PASSWORD"])
+
+
+def known_to_flower(stack: Stack) -> set[str]:
+    """Return the queues that workers have reported to Flower, after it has asked them again."""
+    # It asks by itself only once, when it starts, perhaps before the workers.
+    workers = stack.get("/flower/api/workers?refresh=1", auth=login(stack)).json()
+    return {queue["name"] for info in workers.values() for queue in info.get("active_queues", [])}
+
+
 def waiting(stack: Stack) -> dict[str, int]:
     """Return the number of messages in each queue, as Flower's page has it."""
-    login = requests.auth.HTTPBasicAuth("admin", stack.settings["FLOWER_PASSWORD"])
-    # Its "Refresh": of itself Flower looks for workers once, when it starts, perhaps before them.
-    stack.get("/flower/workers?refresh=1", auth=login)
-    page = stack.get("/flower/broker", auth=login).text
+    page = stack.get("/flower/broker", auth=login(stack)).text
     rows = re.findall(r'<tr id="(.+?)">\s*<td>.+?</td>\s*<td[^>]*>(\d+)</td>', page)
     return {name: int(messages) for name, messages in rows}
 
 
 def test_flower_shows_how_many_messages_wait_in_each_queue(rabbitmq: Stack) -> None:
     nothing = dict.fromkeys(QUEUES, 0)
-    wait_for("Flower knows the queues", lambda: waiting(rabbitmq) == nothing)
+    # Before it knows any worker, its page shows all queues of the settings.
+    wait_for("Flower knows the queues", lambda: known_to_flower(rabbitmq) == set(QUEUES))
+    wait_for("they are empty", lambda: waiting(rabbitmq) == nothing)
     rabbitmq.compose("stop", "worker-notify")
     tasks = [rabbitmq.send("notify", steps=1) for _ in range(2)]
     wait_for("Flower counts", lambda: waiting(rabbitmq) == nothing | {"notify": 2})
     rabbitmq.containers()["worker-notify"].start()
     assert [rabbitmq.result(task)[:4] for task in tasks] == ["Done", "Done"]
+
+
+def test_each_worker_reports_its_statistics(rabbitmq: Stack) -> None:
+    for stats in rabbitmq.inspect("stats").values():
+        assert stats["broker"]["transport_options"]["on_blocked"] == "refuse"
 
 
 def test_the_brokers_password_is_in_no_process_list(rabbitmq: Stack) -> None:

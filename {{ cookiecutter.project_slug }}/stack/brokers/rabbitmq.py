@@ -70,7 +70,7 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
     return {
         "confirm_publish": True,  # a task is accepted when the broker says so
         "connect_retries_timeout": patience,
-        "on_blocked": refuse,
+        "on_blocked": Refuse(),
         "read_timeout": 5,  # seconds; a full broker does not even confirm a close
     }
 
@@ -80,15 +80,22 @@ FULL = "RabbitMQ accepts no tasks: its memory or its disk is full."
 blocked = -float("inf")  # when it reported that last, by time.monotonic()
 
 
-def refuse(reason: str) -> None:
-    """
-    Raise kombu's OperationalError in a producer that RabbitMQ would block until it has capacity.
+class Refuse:
+    """A callable instead of a function, so that `celery inspect stats` can report it as JSON."""
 
-    What this producer had sent just before may still run: https://www.rabbitmq.com/docs/alarms
-    """
-    global blocked
-    blocked = time.monotonic()
-    raise OperationalError(FULL)
+    def __call__(self, reason: str) -> None:
+        """
+        Raise kombu's OperationalError in a producer that RabbitMQ would block until it has capacity.
+
+        What this producer had sent just before may still run: https://www.rabbitmq.com/docs/alarms
+        """
+        global blocked
+        blocked = time.monotonic()
+        raise OperationalError(FULL)
+
+    def __json__(self) -> str:
+        """Return its name; kombu's JSON encoder calls this."""
+        return "refuse"
 
 
 def check_capacity() -> None:
