@@ -102,7 +102,7 @@ class Stack:
             except NotFound:
                 pass
             except APIError as error:
-                say(f"could not remove something of {self.slug}: {error.explanation}")
+                report(f"could not remove something of {self.slug}: {error.explanation}")
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
     """
     slug = f"dccbench-{purpose}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix=slug) as parent:
-        say(f"rendering {slug}")
+        report(f"rendering {slug}")
         answers = ("--no-input", "--default-config", "--output-dir", parent)
         run(sys.executable, "-m", "cookiecutter", *answers, str(ROOT), f"project_slug={slug}")
         folder = Path(parent, slug)
@@ -134,7 +134,7 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
 
 def begin_to_clean() -> None:
     """Print that it is removed, and ignore signals meanwhile."""
-    say("cleaning up")
+    report("cleaning up")
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(name, signal.SIG_IGN)
 
@@ -182,7 +182,7 @@ def run(*command: str, timeout: float = 60, **options: object) -> str:
     return out
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Show progress, apart from the tables on standard output."""
     print(f"… {text}", file=sys.stderr, flush=True)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 
 import requests
-from common import ROOT, Failed, begin_to_clean, main, say, table
+from common import ROOT, Failed, begin_to_clean, main, report, table
 
 sys.path.append(str(ROOT))
 from tests.systemd.machine import docker
@@ -60,14 +60,14 @@ def timed(act: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
-def shipped(said: str) -> str:
+def shipped(printed: str) -> str:
     """Return what ops/deploy shipped."""
-    return f"{re.search(r'shipped ([0-9.]+) MB', said)[1]} MB"
+    return f"{re.search(r'shipped ([0-9.]+) MB', printed)[1]} MB"
 
 
 def first_deploy(vm: ProductionVm) -> list[tuple[str, str]]:
     """Deploy onto a VM that has nothing but an engine."""
-    say("the first deploy")
+    report("the first deploy")
     started = time.monotonic()
     with ThreadPoolExecutor() as pool:
         deploying = pool.submit(vm.deploy, *vm.first_settings())
@@ -90,12 +90,12 @@ def answers(vm: ProductionVm) -> bool:
 
 def next_deploys(vm: ProductionVm, count: int) -> list[tuple[str, str]]:
     """Change the source and deploy it, under load."""
-    say("the load alone")
+    report("the load alone")
     with Clients(vm) as quiet:
         time.sleep(QUIET)
     until_served, until_ended, sizes, failures, waits, asked = [], [], [], [], [], 0
     for number in range(count):
-        say(f"deploy {number + 1} of {count} after a change")
+        report(f"deploy {number + 1} of {count} after a change")
         before = vm.version()
         with (vm.stack.folder / "stack" / "tasks.py").open("a") as file:
             file.write(f"# change {number}\n")
@@ -135,7 +135,7 @@ def power(vm: ProductionVm) -> list[tuple[str, str]]:
         "reboot": lambda: vm.run("systemctl", "reboot", check=False),
         "power cut": lambda: docker("kill", vm.name),
     }.items():
-        say(what)
+        report(what)
         off()
         docker("wait", vm.name)
         seconds = timed(lambda: (vm.boot(), vm.wait_until_healthy(services)))
@@ -145,17 +145,17 @@ def power(vm: ProductionVm) -> list[tuple[str, str]]:
 
 def backups(vm: ProductionVm, size: int) -> list[tuple[str, str]]:
     """Back up and restore `size` bytes."""
-    say("filling")
+    report("filling")
     vm.here(
         "docker compose run --rm -T --no-deps web sh -c"
         f" 'head -c {size // 2} /dev/urandom > /srv/media/filler'"
     )
     fill = FILL_TABLE.format(parts=ROW // 32, rows=size // 2 // ROW)
     vm.here(f'docker compose exec -T db psql -q -U app -d app -c "{fill}"')
-    say("backup")
+    report("backup")
     backup = timed(lambda: vm.here("ops/backup"))
     written = int(vm.here("stat --format=%s backups/*.tar"))
-    say("restore")
+    report("restore")
     restore = timed(lambda: vm.here("ops/restore --yes backups/*.tar"))
     return [
         (f"backup of {size / 1e9:g} GB", f"{backup:.1f} s"),
@@ -169,7 +169,7 @@ def measure(quick: bool) -> str:
     with tempfile.TemporaryDirectory(prefix="dccbench-deploy") as folder:
         vm = ProductionVm(Path(folder))
         try:
-            say("making a VM")
+            report("making a VM")
             vm.build("--target=bare")
             vm.create()
             docker("cp", f"{vm.stack.folder}/ops", f"{vm.name}:/root/ops")

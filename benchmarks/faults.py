@@ -22,7 +22,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from subprocess import SubprocessError
 
-from common import ROOT, heading, say, table
+from common import ROOT, heading, report, table
 from docker.errors import DockerException
 
 sys.path.append(str(ROOT))
@@ -131,7 +131,7 @@ def kill_often(stack: Stack, service: str, ready: Callable[[], None], times: int
         faults.kill(main_process(stack, service))
         stack.containers()[service].restart(timeout=0)
         if number % 10 == 9:
-            say(f"{service}: {number + 1} kills")
+            report(f"{service}: {number + 1} kills")
 
 
 def kill_worker_often(ledger: Ledger, key: str) -> None:
@@ -187,7 +187,7 @@ def measure(ledger: Ledger, name: str) -> dict[str, object]:
     try:
         wait_until_healthy(ledger.stack)
     except AssertionError as error:
-        healthy = say(str(error)) or False
+        healthy = report(str(error)) or False
     verdict = drain(ledger, key)
     if verdict.lost or not healthy:  # the next fault meets a worker without a past
         faults.recreate(ledger.stack)
@@ -255,7 +255,7 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
             stack.up("--build", "web-a", WORKER, "worker-default", "beat")
             yield Ledger(stack)
         finally:
-            say("cleaning up")
+            report("cleaning up")
             stack.remove()
 
 
@@ -282,14 +282,14 @@ def measure_all(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         names = [name for name in options.fault if name != "beat" or settings == "template"]
         if not names:
             continue
-        say(f"starting a stack on {broker} with the settings: {settings}")
+        report(f"starting a stack on {broker} with the settings: {settings}")
         with running(broker, settings) as ledger:
             for name in names:
-                say(f"{broker}, {settings}: {name}")
+                report(f"{broker}, {settings}: {name}")
                 try:
                     row = measure_beat(ledger) if name == "beat" else measure(ledger, name)
                 except FAILURES as error:
-                    say(f"{name} failed: {error}")
+                    report(f"{name} failed: {error}")
                     faults.recreate(ledger.stack)
                     continue
                 yield {"fault": name, "broker": broker, "settings": settings} | row
@@ -310,7 +310,7 @@ def main() -> None:
     first, rows = heading(), []
     try:
         for row in measure_all(options):
-            say(json.dumps(row))
+            report(json.dumps(row))
             rows.append(row)
             if options.file:
                 with options.file.open("a") as file:

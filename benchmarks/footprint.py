@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import Stack, main, say, stack, table
+from common import Stack, main, report, stack, table
 
 MIB = 2**20
 AIMS = {
@@ -23,16 +23,16 @@ def measure(quick: bool) -> str:
     """Return the table of aims and the table of services."""
     settle, window = (5, 20) if quick else (60, 120)  # seconds
     with stack("footprint", own_pip_cache) as project:
-        say("building without any cache")
+        report("building without any cache")
         cold = project.build("--no-cache")
-        say("building once more, with pip's downloads")
+        report("building once more, with pip's downloads")
         downloaded = project.build("--no-cache")
-        say("building after changes of source")
+        report("building after changes of source")
         rebuilds = [rebuild(project, number) for number in range(1 if quick else 3)]
         sizes = image_sizes(project)
-        say("starting")
+        report("starting")
         healthy = project.up()
-        say(f"idling for {settle} + {window} s")
+        report(f"idling for {settle} + {window} s")
         time.sleep(settle)
         memory, cpu = idle(project, window)
 

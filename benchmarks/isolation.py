@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
-from common import Failed, Stack, add_bench, main, say, stack, table
+from common import Failed, Stack, add_bench, main, report, stack, table
 
 PAGE = "/bench/row"
 PAGES = 20  # a second
@@ -83,14 +83,14 @@ def measure(quick: bool) -> str:
     # A p99 of fewer pages or tasks says little.
     tasks, seconds, rounds = (300, 4, 1) if quick else (2000, 45, 3)
     with stack("isolation", prepare) as project:
-        say("building and starting")
+        report("building and starting")
         project.build()
         project.up()
         shipped = shares_of(project)
         env = (project.folder / ".env").read_text()
         found = {}
         for case in [*[IDLE, ALONE, SHIPPED] * rounds, *VARIANTS, SHARED]:
-            say(f"{case.name}: {seconds} s")
+            report(f"{case.name}: {seconds} s")
             set_up(project, case, shipped, env)
             run_case(project, case, found.setdefault(case.name, Found()), tasks, seconds)
     idle, alone = found[IDLE.name], found[ALONE.name]

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median, quantiles
 
-from common import Stack, add_bench, main, say, stack, table
+from common import Stack, add_bench, main, report, stack, table
 
 SIDES = {"shipped": "as shipped", "defaults": "Celery's defaults"}
 
@@ -12,7 +12,7 @@ def measure(quick: bool) -> str:
     """Return the table of both sides, measured in turns, with their ratio."""
     tasks, sends, rounds = (1000, 20, 1) if quick else (10_000, 200, 3)
     with stack("tasks", add_bench) as project:
-        say("building and starting")
+        report("building and starting")
         project.build()
         project.up()
         workers = {
@@ -24,10 +24,10 @@ def measure(quick: bool) -> str:
         drained, filled, delays = ({side: [] for side in SIDES} for _ in range(3))
         for number in range(rounds):
             for side, worker in workers.items():
-                say(f"round {number + 1} of {rounds}, {SIDES[side]}: {tasks} tasks")
+                report(f"round {number + 1} of {rounds}, {SIDES[side]}: {tasks} tasks")
                 filled[side].append(project.python("bench.measure", "fill", side, tasks)["rate"])
                 drained[side].append(tasks / drain(project, side, worker, tasks))
-                say(f"round {number + 1} of {rounds}, {SIDES[side]}: {sends} single tasks")
+                report(f"round {number + 1} of {rounds}, {SIDES[side]}: {sends} single tasks")
                 found = project.python("bench.measure", "delay", side, sends)["delays"]
                 delays[side] += [1000 * seconds for seconds in found]
                 worker.stop(timeout=30)

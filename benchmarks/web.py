@@ -6,7 +6,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from common import Failed, Stack, add_bench, main, run, say, stack, table
+from common import Failed, Stack, add_bench, main, report, run, stack, table
 
 CONNECTIONS = 32
 PAGES = {
@@ -42,7 +42,7 @@ http { include /etc/nginx/mime.types; sendfile on; access_log off;
 def measure(quick: bool) -> str:
     """Return the table of what the proxy serves, each beside its reference."""
     with stack("web", add_bench) as project:
-        say("building and starting")
+        report("building and starting")
         project.build()
         wrk = find_wrk(project)
         project.up()
@@ -55,7 +55,7 @@ def measure(quick: bool) -> str:
             reference = ("nginx", nginx, 8080) if path == file else ("gunicorn", webs, 8000)
             found = []
             for side, addresses, port in (("proxy", proxy, 8080), reference):
-                say(f"{name}, {side}")
+                report(f"{name}, {side}")
                 found.append(load(project, wrk, addresses, port, path, quick))
             rows.append(row(f"{name}, through the proxy", found[0], found[1]))
             rows.append(row(f"{name}, {reference[0]} alone", found[1], found[1]))
@@ -99,7 +99,7 @@ def find_wrk(project: Stack) -> list[str]:
     """Return the command of wrk: the machine's, or one in a container of the machine's network."""
     if wrk := shutil.which("wrk"):
         return [wrk]
-    say("building an image with wrk")
+    report("building an image with wrk")
     tag, folder = f"{project.slug}-wrk", str(project.folder.parent)
     Path(folder, "Dockerfile").write_text(
         f"FROM {project.bases()[1]}\nRUN apt-get update && apt-get install -y --no-install-recommends wrk\n"

@@ -16,7 +16,7 @@ def bake(folder: Path, **answers: object) -> Path:
     Run the cookiecutter command of the running Python into `folder`.
 
     `answers` are for the questions of cookiecutter.json; the others keep their defaults. Returns
-    the rendered folder. Raises RuntimeError, with what the command said, when it fails.
+    the rendered folder. Raises RuntimeError, with what the command printed, when it fails.
     """
     command = shutil.which("cookiecutter", path=str(Path(sys.executable).parent))
     if command is None:

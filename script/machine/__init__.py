@@ -17,7 +17,7 @@ class StepFailed(Exception):
     """A step cannot go on. The text says which, why, and the way out."""
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Print one line of progress at once, also into a pipe."""
     print(text, flush=True)
 
@@ -25,10 +25,10 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def step(text: str) -> Iterator[None]:
     """Announce work that takes a while, and say afterwards how many seconds it took."""
-    say(f"  {text} ...")
+    report(f"  {text} ...")
     started = time.monotonic()
     yield
-    say(f"    done in {time.monotonic() - started:.1f} s")
+    report(f"    done in {time.monotonic() - started:.1f} s")
 
 
 def tail(text: str, lines: int = 15) -> str:
@@ -72,7 +72,7 @@ def run(
     return done.stdout
 
 
-def ask(*command: str, timeout: float = 30) -> str | None:
+def output(*command: str, timeout: float = 30) -> str | None:
     """Return what a command prints on stdout; None when it is missing, fails or hangs."""
     try:
         done = subprocess.run(

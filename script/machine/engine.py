@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from . import StepFailed, ask, run, say, step, tail
+from . import StepFailed, output, report, run, step, tail
 from .packages import can_install, install, install_from, system
 
 # The first Compose whose health checks know a start_interval and that is still maintained.
@@ -23,12 +23,12 @@ LOG = Path("/var/log/dockerd.log")
 
 def engine() -> str | None:
     """Version of the engine that answers; None when none does."""
-    return ask("docker", "version", "--format", "{{.Server.Version}}") or None
+    return output("docker", "version", "--format", "{{.Server.Version}}") or None
 
 
 def compose() -> tuple[int, ...]:
     """Major and minor version of the Compose plugin; (0, 0) without one."""
-    found = re.search(r"(\d+)\.(\d+)", ask("docker", "compose", "version", "--short") or "0.0")
+    found = re.search(r"(\d+)\.(\d+)", output("docker", "compose", "version", "--short") or "0.0")
     return tuple(map(int, found.groups()))
 
 
@@ -42,7 +42,7 @@ def missing() -> list[str]:
     present = {
         "engine": engine() or daemon(),
         "Compose": compose() >= COMPOSE,
-        "buildx": ask("docker", "buildx", "version"),
+        "buildx": output("docker", "buildx", "version"),
     }
     return [part for part, found in present.items() if not found]
 
@@ -109,19 +109,19 @@ def start() -> None:
         end = time.monotonic() + 60
         while engine() is None:
             if time.monotonic() > end or (process and process.poll() is not None):
-                said = LOG.read_bytes()[before:].decode(errors="replace")
+                printed = LOG.read_bytes()[before:].decode(errors="replace")
                 where = LOG if process else "journalctl -u docker"
-                raise StepFailed(f"The engine does not start: read {where}.\n{tail(said)}")
+                raise StepFailed(f"The engine does not start: read {where}.\n{tail(printed)}")
             time.sleep(0.2)
 
 
 def ensure_engine() -> None:
     """Install what is missing, and start the engine when none answers."""
     if parts := missing():
-        say(f"Docker: {', '.join(parts)} missing")
+        report(f"Docker: {', '.join(parts)} missing")
         install_parts(parts)
     if engine() is None:
-        say("Docker: no engine answers")
+        report("Docker: no engine answers")
         start()
     major, minor = compose()
-    say(f"Docker: engine {engine()}, Compose {major}.{minor}, buildx")
+    report(f"Docker: engine {engine()}, Compose {major}.{minor}, buildx")

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import ROOT, StepFailed, ask, run, say, step
+from . import ROOT, StepFailed, output, report, run, step
 from .packages import can_install, debian_mirror, install
 
 IMAGES = ROOT / "images"
@@ -71,7 +71,7 @@ def debian(suite: str) -> str:
     """
     certificates = CERTIFICATES.read_bytes() if CERTIFICATES.exists() else b""
     name = f"stand-in-base:{suite}-{hashlib.sha256(certificates).hexdigest()[:12]}"
-    if ask("docker", "image", "inspect", name) is not None:
+    if output("docker", "image", "inspect", name) is not None:
         return name
     if not shutil.which("mmdebstrap"):
         if not can_install():
@@ -83,7 +83,7 @@ def debian(suite: str) -> str:
     options = ["--variant=minbase", "--include=ca-certificates"]
     options += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in UNREAD]
     # What this host tells apt about proxies and dates holds inside, too.
-    settings = ask("apt-config", "dump", "--format", '%f "%v";%n', "Acquire") or ""
+    settings = output("apt-config", "dump", "--format", '%f "%v";%n', "Acquire") or ""
     inherited = re.findall(r'^Acquire::(?:Check-|http|Retries)\S* ".+";$', settings, re.M)
     options += [f"--aptopt={line}" for line in (*inherited, 'Acquire::Languages "none";')]
     changes = []
@@ -129,18 +129,18 @@ def ensure_images(names: list[str]) -> None:
     """Make every image available, and every stand-in up to date with images/."""
     wanted = {}
     for name in names:
-        labels = ask("docker", "image", "inspect", "--format={{json .Config.Labels}}", name)
+        labels = output("docker", "image", "inspect", "--format={{json .Config.Labels}}", name)
         stand_in = (json.loads(labels or "null") or {}).get("stand-in")
         if labels is None or stand_in not in (None, made_of(name)):
             wanted[name] = stand_in
-    say(f"Base images: {', '.join(wanted or names)}{' (missing or outdated)' if wanted else ''}")
+    report(f"Base images: {', '.join(wanted or names)}{' (missing or outdated)' if wanted else ''}")
     # A stand-in that is only out of date says already that no registry answers.
     registry = not any(wanted.values()) and not os.environ.get("STAND_INS")
     for name in wanted:
         if registry:
-            say(f"  pulling {name} ...")
-            registry = ask("docker", "pull", "--quiet", name, timeout=900) is not None
+            report(f"  pulling {name} ...")
+            registry = output("docker", "pull", "--quiet", name, timeout=900) is not None
             if registry:
                 continue
-            say("    no registry answers: building from Debian packages instead")
+            report("    no registry answers: building from Debian packages instead")
         build(name)

@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 
-from . import ROOT, VENV, StepFailed, ask, python_tool, run, say, step
+from . import ROOT, VENV, StepFailed, output, python_tool, report, run, step
 from .packages import can_install, install
 
 REQUIREMENTS = ROOT / "script" / "requirements.txt"
@@ -23,14 +23,14 @@ def ensure_python_tools() -> None:
     if (
         stamp.exists()
         and stamp.read_text("utf-8") == wanted
-        and ask(python_tool("python"), "-c", "import pluggy") is not None
+        and output(python_tool("python"), "-c", "import pluggy") is not None
     ):
-        say("Python tools: up to date")
+        report("Python tools: up to date")
         return
-    say("Python tools:")
+    report("Python tools:")
     # Not a virtual environment's own link, which may be the one that is replaced.
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
-    if ask(interpreter, "-c", "import ensurepip, venv") is None:
+    if output(interpreter, "-c", "import ensurepip, venv") is None:
         package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
         if not can_install():
             raise StepFailed(

@@ -67,7 +67,7 @@ def start_to_sleep(stack: Stack, *seconds: int) -> list[str]:
     return tasks
 
 
-def test_busy_children_and_peers_that_are_away_are_not_a_hang(production: Stack) -> None:
+def test_busy_children_and_unavailable_peers_are_not_a_hang(production: Stack) -> None:
     before = starts(production)
     tasks = start_to_sleep(production, MINUTE + 5, MINUTE + 10)
     production.compose("pause", "broker", "db")

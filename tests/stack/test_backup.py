@@ -181,7 +181,7 @@ def test_restic_gets_each_backup_and_gives_it_back(
     assert tarfile.is_tarfile(restored)
 
 
-def test_restic_that_is_not_there_is_told_in_one_sentence(
+def test_missing_restic_is_reported_in_one_sentence(
     production: Stack, repository: Path, tmp_path: Path
 ) -> None:
     programs = tmp_path / "programs"

@@ -167,7 +167,7 @@ def test_a_message_without_a_name_is_logged_and_its_worker_goes_on(
     assert "The header id or task is missing or is not text" in log
 
 
-def test_what_became_of_a_task(production: Stack) -> None:
+def test_inspect_task_shows_the_outcome(production: Stack) -> None:
     production.compose("stop", "worker-crawl")
     task = production.send("crawl", steps=60, pause=0.3)
     assert "it waits in its queue" in production.manage("inspect_task", task)
@@ -201,7 +201,7 @@ def test_a_failed_task_is_shown_with_its_error(production: Stack) -> None:
     assert "Traceback (most recent call last)" in production.manage("inspect_task", task)
 
 
-def test_every_worker_obeys_a_rate_limit_and_says_so(production: Stack) -> None:
+def test_every_worker_confirms_a_rate_limit(production: Stack) -> None:
     workers = [f"{name}@{production.slug}" for name in ("crawl", "default", "notify")]
     for rate in ("4/m", "0"):
         printed = production.manage("rate_limit", "probe.tasks.sleep", rate)
@@ -212,7 +212,7 @@ def test_every_worker_obeys_a_rate_limit_and_says_so(production: Stack) -> None:
             assert f"probe.tasks.sleep [rate_limit={rate}]" in tasks
 
 
-def test_a_rate_limit_that_not_every_worker_heard_of_says_whose(production: Stack) -> None:
+def test_a_rate_limit_that_a_worker_missed_is_reported(production: Stack) -> None:
     production.compose("stop", "worker-notify")
     try:
         printed = production.manage("rate_limit", "probe.tasks.sleep", "0")

@@ -151,7 +151,7 @@ def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
         ("flower", ".state", "Worker up", "Worker up"),
     ],
 )
-def test_a_service_that_is_away_is_named_and_comes_back(
+def test_an_unavailable_service_is_named_until_it_is_back(
     laptop: Stack, page: Page, service: str, place: str, unknown: str, known: str
 ) -> None:
     page.goto(f"{laptop.url}/status/")
@@ -218,7 +218,7 @@ def until(lines: Iterator[str], last: int) -> Iterator[int]:
         yield number
 
 
-def test_all_who_listen_share_one_look_at_the_broker(laptop: Stack) -> None:
+def test_all_streams_share_one_query_of_the_broker(laptop: Stack) -> None:
     def asked() -> int:
         """Count how often anybody asked how long a queue is."""
         stats = laptop.compose("exec", "--no-TTY", "broker", "redis-cli", "info", "commandstats")

@@ -138,7 +138,7 @@ def test_a_site_that_hangs_is_tried_again_and_then_given_up(example: Stack) -> N
     assert crawl(example, NEWS).endswith(" new posts")
 
 
-def test_what_robots_txt_forbids_is_not_asked_for(example: Stack) -> None:
+def test_what_robots_txt_forbids_is_not_requested(example: Stack) -> None:
     told = crawl(example, "http://sample-site:8000/drafts/feed.xml")
     assert told == "The site's robots.txt forbids http://sample-site:8000/drafts/feed.xml."
     log = example.compose("logs", "sample-site")

@@ -153,9 +153,11 @@ def test_flower_shows_how_many_messages_wait_in_each_queue(rabbitmq: Stack) -> N
     wait_for("Flower knows the queues", lambda: known_to_flower(rabbitmq) == set(QUEUES))
     wait_for("they are empty", lambda: waiting(rabbitmq) == nothing)
     rabbitmq.compose("stop", "worker-notify")
-    tasks = [rabbitmq.send("notify", steps=1) for _ in range(2)]
-    wait_for("Flower counts", lambda: waiting(rabbitmq) == nothing | {"notify": 2})
-    rabbitmq.containers()["worker-notify"].start()
+    try:
+        tasks = [rabbitmq.send("notify", steps=1) for _ in range(2)]
+        wait_for("Flower counts", lambda: waiting(rabbitmq) == nothing | {"notify": 2})
+    finally:
+        rabbitmq.containers()["worker-notify"].start()
     assert [rabbitmq.result(task)[:4] for task in tasks] == ["Done", "Done"]
 
 

@@ -67,7 +67,7 @@ def upload(production: Stack, name: str, content: bytes) -> requests.Response:
 # Without a password -------------------------------------------------------------------------------
 
 
-def test_without_a_password_no_page_of_staff_opens(production: Stack) -> None:
+def test_staff_pages_require_a_log_in(production: Stack) -> None:
     for path in ("", "workers", "tasks", "broker", "api/workers", "api/tasks", "api/queues/length"):
         assert production.get(f"/flower/{path}").status_code == 401, path
     for path in ("worker/shutdown/default", "task/apply/stack.tasks.sample", "worker/pool/grow/x"):
@@ -127,7 +127,7 @@ def test_guessing_passwords_is_slowed_down(production: Stack) -> None:
 # Forged -------------------------------------------------------------------------------------------
 
 
-def test_a_false_host_gets_nothing(production: Stack) -> None:
+def test_a_wrong_host_header_is_refused(production: Stack) -> None:
     for name in ("evil.example", "localhost.evil.example", "localhost@evil.example", "localhost:x"):
         answer = production.get("/admin/login/", headers={"Host": name})
         assert answer.status_code == 400, name
@@ -299,7 +299,7 @@ def test_no_path_leads_out_of_static_and_media(production: Stack) -> None:
         ("unknown", b"<script>alert(1)</script>"),
     ],
 )
-def test_nothing_uploaded_runs_in_a_browser(production: Stack, name: str, content: bytes) -> None:
+def test_no_upload_runs_in_a_browser(production: Stack, name: str, content: bytes) -> None:
     answer = upload(production, name, content)
     assert answer.content == content
     policy = answer.headers["Content-Security-Policy"]
@@ -332,7 +332,7 @@ def test_no_line_of_a_log_can_be_forged(production: Stack) -> None:
     assert [line for line in found if line.startswith(mark) or "\x1b" in line] == []
 
 
-def test_answers_do_not_tell_versions(production: Stack) -> None:
+def test_responses_contain_no_versions(production: Stack) -> None:
     for path in ("/healthz", "/nothing", "/static/none", "/flower/", "/%00"):
         answer = untidied(production, path)
         assert not re.search(r"\d", answer.headers.get("Server", "")), path
@@ -350,17 +350,17 @@ def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
 
 # In words, for owners of a project, who do not have these tests.
 ROWS = {
-    "pages, Flower's API, `.env` without a password": "test_without_a_password_no_page_of_staff_opens",
+    "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
     "guessing passwords": "test_guessing_passwords_is_slowed_down",
-    "a false `Host`": "test_a_false_host_gets_nothing",
+    "a false `Host`": "test_a_wrong_host_header_is_refused",
     "forged `X-Forwarded-*`": "test_forged_forwarding_headers_change_nothing",
     "request smuggling": "test_a_request_with_two_ends_is_refused",
     "`?next=` to another site": "test_no_redirect_leads_to_another_site",
     "large headers, bodies, forms": "test_what_is_too_large_is_refused",
     "slow requests, many connections": "test_slow_requests_are_ended_and_one_address_has_200_at_most",
     "path traversal in static and media files": "test_no_path_leads_out_of_static_and_media",
-    "an upload that a browser would run": "test_nothing_uploaded_runs_in_a_browser",
+    "an upload that a browser would run": "test_no_upload_runs_in_a_browser",
     "log injection": "test_no_line_of_a_log_can_be_forged",
-    "versions in answers": "test_answers_do_not_tell_versions",
+    "versions in answers": "test_responses_contain_no_versions",
 }

@@ -23,7 +23,7 @@ def environment(machine: Machine, state: State, role: str) -> dict[str, dict[str
     }
 
 
-def test_nobody_is_root(machine: Machine) -> None:
+def test_no_process_runs_as_root(machine: Machine) -> None:
     state = machine.start()
     for role in ROLES:
         for text in read(machine, state, role, "status").values():

@@ -254,7 +254,7 @@ def test_passwords_come_by_environment_and_never_in_a_command(
         assert not any(secret in str(commands) for secret in secrets), name
 
 
-def test_a_missing_password_is_said_before_anything_starts(
+def test_a_missing_password_is_reported_before_anything_starts(
     defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path]
 ) -> None:
     lines = (defaults / ".env").read_text(encoding="utf-8").splitlines()

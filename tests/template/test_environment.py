@@ -169,7 +169,7 @@ def test_every_variable_that_python_reads_is_explained_or_set_by_compose(project
     assert in_python(project) - known == set()
 
 
-def test_nothing_is_explained_that_nobody_reads(project: Path) -> None:
+def test_every_explained_setting_is_used(project: Path) -> None:
     read = in_compose_files(project) | in_python(project) | READ_BY_OTHERS
     example = {  # the spelling for one queue is shown once
         name

@@ -41,7 +41,7 @@ def test_a_clone_gets_what_rendering_gives(clone: Path, defaults: Path) -> None:
     assert not (clone / "ops/__pycache__").exists()
 
 
-def test_an_existing_one_gets_what_it_lacks_and_keeps_the_rest(clone: Path) -> None:
+def test_an_existing_env_gets_missing_settings_and_keeps_the_rest(clone: Path) -> None:
     own = "# mine\nFLOWER_USER='a$b'\nBROKER_PASSWORD=secret\nEMAIL_HOST_PASSWORD=\nDEV_UID=7\nX=1"
     (clone / ".env").write_text(own)
     printed = make_env(clone)

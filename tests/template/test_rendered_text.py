@@ -63,7 +63,7 @@ def test_files_end_with_one_line_break_and_start_with_text(project: Path) -> Non
     assert {Path(name).name for name in empty} <= {"__init__.py"}
 
 
-def test_blank_lines_are_as_a_person_leaves_them(project: Path) -> None:
+def test_jinja_leaves_no_blank_lines(project: Path) -> None:
     def ragged(name: str, text: str) -> bool:
         # Python has two between functions; code has none after a line that opens a block.
         too_many = (
@@ -75,7 +75,7 @@ def test_blank_lines_are_as_a_person_leaves_them(project: Path) -> None:
     assert [name for name, text in texts(project).items() if ragged(name, text)] == []
 
 
-def test_nothing_tells_of_what_was_not_chosen(project: Path, variant: dict[str, str]) -> None:
+def test_nothing_mentions_what_was_not_chosen(project: Path, variant: dict[str, str]) -> None:
     found = []
     for question, answer in variant.items():
         patterns = UNCHOSEN.get(question, {})

@@ -128,15 +128,15 @@ def registry_hosts() -> set[str]:
     if apt := shutil.which("apt-get"):
         commands.append([apt, "indextargets", "--format=$(REPO_URI)"])
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    said = [process.communicate(timeout=60)[0] for process in running]
-    said += [
+    printed = [process.communicate(timeout=60)[0] for process in running]
+    printed += [
         value
         for name, value in os.environ.items()
         if re.match(r"(PIP|UV|NPM_CONFIG)_.*(INDEX|LINKS|REGISTRY)", name, re.IGNORECASE)
     ]
     hosts = {
         urlsplit(url).hostname or ""
-        for url in re.findall(r"https?://[^\s'\",)\]]+", " ".join(said))
+        for url in re.findall(r"https?://[^\s'\",)\]]+", " ".join(printed))
     }
     return {host for host in hosts if not LOCAL.fullmatch(host)}
 

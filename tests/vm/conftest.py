@@ -31,7 +31,7 @@ class Installed:
     """A VM after ops/install, before the first deploy."""
 
     vm: ProductionVm
-    said: str
+    printed: str
     said_again: str  # by a second run
     daemon: str  # /etc/docker/daemon.json
     groups: list[str]  # of the user who deploys
@@ -48,7 +48,7 @@ def installed(bare: ProductionVm) -> Installed:
     timers = [f"{name}@srv-{bare.stack.slug}.timer" for name in ("backup", "revive")]
     return Installed(
         vm=bare,
-        said=bare.install(),
+        printed=bare.install(),
         said_again=bare.install(),
         daemon=bare.run("cat", "/etc/docker/daemon.json"),
         groups=bare.run("id", "-nG", "deploy").split(),

@@ -27,7 +27,7 @@ def execute(vm: ProductionVm, statements: str) -> None:
 
 
 @pytest.mark.long
-def test_a_deploy_takes_the_data_to_other_versions_when_told_so_and_back(
+def test_a_deploy_upgrades_the_data_and_takes_it_back(
     installed: Installed,
 ) -> None:
     make_earlier_images()
@@ -43,33 +43,33 @@ def test_a_deploy_takes_the_data_to_other_versions_when_told_so_and_back(
 
     name_images(vm.stack, "now")
     new = vm.commit()
-    said = vm.deploy(WAIT, code=1)
-    assert "The data of broker is of version 7.0, and redis:8.0 needs 8.0" in said
-    assert f"Not taken live; {old} serves as before." in said
+    printed = vm.deploy(WAIT, code=1)
+    assert "The data of broker is of version 7.0, and redis:8.0 needs 8.0" in printed
+    assert f"Not taken live; {old} serves as before." in printed
     assert vm.running().keys() == containers.keys()
     assert vm.running()["db"] == containers["db"]
     assert vm.get("/readyz").status_code == 200
 
     # An upgrade that fails: the data is as before, and the site runs again.
     execute(vm, UNRESTORABLE)
-    said = vm.deploy("--upgrade-data", WAIT, code=1)
-    assert "All data is as it was before." in said
-    assert f"Not taken live; {old} serves as before." in said
+    printed = vm.deploy("--upgrade-data", WAIT, code=1)
+    assert "All data is as it was before." in printed
+    assert f"Not taken live; {old} serves as before." in printed
     assert vm.get("/readyz").status_code == 200
     assert vm.running()["db"].startswith("postgres:17 ")
     assert users(vm) == {"before"}
     execute(vm, "DROP TABLE t; DROP FUNCTION f")
 
     # Versions that do not work, before and after containers are replaced: their data is given up, too.
-    said = vm.deploy(
+    printed = vm.deploy(
         "--upgrade-data", vm.image("bad", "USER root\nRUN rm -r probe\n"), WAIT, code=1
     )
-    assert f"Not taken live; {old} serves as before." in said
+    assert f"Not taken live; {old} serves as before." in printed
     vm.wait_until_healthy(services)
     assert vm.running()["db"].startswith("postgres:17 ")
     assert users(vm) == {"before"}
-    said = vm.deploy("--upgrade-data", vm.image("ill", BROKEN_BEAT), WAIT, code=1)
-    assert f"ill did not become healthy; {old} is live again." in said
+    printed = vm.deploy("--upgrade-data", vm.image("ill", BROKEN_BEAT), WAIT, code=1)
+    assert f"ill did not become healthy; {old} is live again." in printed
     vm.wait_until_healthy(services)
     assert vm.running()["db"].startswith("postgres:17 ")
     assert users(vm) == {"before"}
@@ -83,8 +83,8 @@ def test_a_deploy_takes_the_data_to_other_versions_when_told_so_and_back(
     assert vm.count(accepted, "waiting") == [20, 20]
     make_user(vm, "after")
 
-    said = vm.ops("rollback", "--host", vm.host, code=1)
-    assert "The data of broker is of version 8.0, newer than redis:7.0" in said
+    printed = vm.ops("rollback", "--host", vm.host, code=1)
+    assert "The data of broker is of version 8.0, newer than redis:7.0" in printed
     assert vm.version() == new
     vm.ops("upgrade-data", "--host", vm.host, "--back", "--yes")
     vm.ops("rollback", "--host", vm.host)

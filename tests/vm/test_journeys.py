@@ -11,10 +11,10 @@ WAIT = "--wait=400"  # seconds for a container; three groups of tests share two 
 
 
 def test_install_merges_what_is_there_and_changes_nothing_twice(installed: Installed) -> None:
-    todo = re.findall(r"^  - (.*)$", installed.said, re.MULTILINE)
-    done = re.findall(r"^done: .*$", installed.said, re.MULTILINE)
+    todo = re.findall(r"^  - (.*)$", installed.printed, re.MULTILINE)
+    done = re.findall(r"^done: .*$", installed.printed, re.MULTILINE)
     assert [f"done: {what}" for what in todo] == done
-    assert "the ports 80 and 443" in installed.said
+    assert "the ports 80 and 443" in installed.printed
     assert '"log-level": "warn"' in installed.daemon
     assert '"live-restore": true' in installed.daemon
     assert "docker" in installed.groups
@@ -54,7 +54,7 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
         "config/settings.py", "INSTALLED_APPS = [\n", 'INSTALLED_APPS = [\n    "probe",\n'
     )
     with Load(vm) as load:
-        said = vm.deploy(WAIT)
+        printed = vm.deploy(WAIT)
     assert load.failures == []
     for queue in QUEUES:
         least, most = load.least_and_most(f"worker-{queue}")
@@ -67,7 +67,7 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     )
     assert int(vm.python(code)) == len(load.tasks) > 0
     # The layers that the VM has stay at home, and what holds the port stays as it is.
-    assert float(re.search(r"shipped ([\d.]+) MB", said)[1]) < 5
+    assert float(re.search(r"shipped ([\d.]+) MB", printed)[1]) < 5
     assert vm.version() != before
     assert vm.running()["proxy"] == proxy
     new_file = re.search(r'href="(/static/admin/css/login\.\S+?)"', vm.get("/admin/login/").text)[1]

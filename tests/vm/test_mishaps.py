@@ -37,19 +37,19 @@ END
 BROKEN_BEAT = 'COPY <<END stack/celery/scheduler.py\nraise RuntimeError("no scheduler")\nEND\n'
 
 
-def last_line(said: str) -> str:
+def last_line(printed: str) -> str:
     """Return it without the time in front."""
-    return re.sub(r"^\[[\d:]+\] ", "", said.rstrip().splitlines()[-1])
+    return re.sub(r"^\[[\d:]+\] ", "", printed.rstrip().splitlines()[-1])
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
     """Read what a command says until a line has these words; return all of it."""
-    said = ""
+    printed = ""
     for line in process.stdout:
-        said += line
+        printed += line
         if words in line:
-            return said
-    raise AssertionError(f"It never said {words!r}:\n{said}")
+            return printed
+    raise AssertionError(f"It never printed {words!r}:\n{printed}")
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -58,9 +58,9 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     before, containers = vm.version(), vm.running()
     tag = vm.image(name, layer)
     with Visitors(vm) as visitors:
-        said = vm.deploy(tag, wait, code=1)
+        printed = vm.deploy(tag, wait, code=1)
     stays = rf"{why} Not taken live; {before} serves as before\."
-    assert re.fullmatch(stays, last_line(said)), said
+    assert re.fullmatch(stays, last_line(printed)), printed
     assert visitors.failures == []
     assert visitors.versions == {before}
     assert vm.running() == containers
@@ -68,8 +68,8 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
 
 def test_a_deploy_does_not_change_the_broker(vm: ProductionVm) -> None:
     containers = vm.running()
-    said = vm.deploy(f"--tag={vm.version()}", "--set", "BROKER=rabbitmq", code=1)
-    assert "change it as docs/broker.md says. Nothing was changed." in said
+    printed = vm.deploy(f"--tag={vm.version()}", "--set", "BROKER=rabbitmq", code=1)
+    assert "change it as docs/broker.md says. Nothing was changed." in printed
     assert vm.running() == containers
     assert vm.settings()["BROKER"] == "redis"
 
@@ -85,17 +85,17 @@ def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
             vm.run("pkill", "-KILL", "-f", "ops/(release|roll)")
         assert process.returncode != 0
         assert vm.running()["worker-crawl"].startswith(f"{vm.stack.slug}:half ")
-        said = vm.deploy(ill, WAIT, code=1)
-    assert last_line(said) == f"ill did not become healthy; {before} is live again."
-    assert "no scheduler" in said
-    assert f"beat does not become healthy. Going back to {before}." in said
+        printed = vm.deploy(ill, WAIT, code=1)
+    assert last_line(printed) == f"ill did not become healthy; {before} is live again."
+    assert "no scheduler" in printed
+    assert f"beat does not become healthy. Going back to {before}." in printed
     vm.wait_until_healthy(services)
     assert vm.version() == before
     assert visitors.failures == []
     assert visitors.versions == {before}
 
 
-def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
+def test_a_rollback_and_a_deploy_refuse_a_second_one_meanwhile(
     vm: ProductionVm, two_versions: None
 ) -> None:
     new, services = vm.version(), set(vm.running())
@@ -106,8 +106,8 @@ def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
         with vm.start_ops("rollback", "--host", vm.host) as process:
             read_until(process, "trying the new web")
             refusals = vm.deploy(f"--tag={new}", code=1), vm.here("ops/restore x.tar 2>&1 || true")
-            said, _ = process.communicate(timeout=900)
-        assert process.returncode == 0, said
+            printed, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, printed
     for refused in refusals:
         assert re.fullmatch(
             rf"Refused: the deploy of {new} \(since \d\d:\d\d\) is under way here\."
@@ -131,13 +131,13 @@ def test_back_to_the_version_before_and_forth_again_while_nobody_else_may(
         ),
     ],
 )
-def test_a_full_disk_is_told_and_changes_nothing(
+def test_a_full_disk_is_reported_and_changes_nothing(
     vm: ProductionVm, change: str, folder: str, sentence: str
 ) -> None:
     before = vm.running()
     with Visitors(vm) as visitors, vm.full(folder.format(folder=vm.folder)):
-        said = vm.deploy(WAIT, code=1)
-    assert last_line(said) == sentence.format(host=vm.host), said
+        printed = vm.deploy(WAIT, code=1)
+    assert last_line(printed) == sentence.format(host=vm.host), printed
     assert vm.running() == before
     assert visitors.failures == []
 
@@ -156,11 +156,11 @@ def test_a_deploy_that_was_cut_short_four_times_is_whole_in_the_end(
         with vm.start_ops("deploy", vm.host, WAIT) as process:
             read_until(process, "shipping")
             with vm.no_ssh():
-                said, _ = process.communicate(timeout=900)
+                printed, _ = process.communicate(timeout=900)
         assert process.returncode == 1
         # In the words of ssh, which depend on the moment.
         why = r"Stopped: the VM did not take the images, .*\. It serves as before\."
-        assert re.fullmatch(why, last_line(said)), said
+        assert re.fullmatch(why, last_line(printed)), printed
         vm.wait_until_free()  # it, too, has found out that the connection is gone
         assert vm.version() == before
         with vm.start_ops("deploy", vm.host, WAIT) as process:
@@ -177,12 +177,12 @@ def test_a_deploy_that_was_cut_short_four_times_is_whole_in_the_end(
     assert vm.here("ls -A versions/*/.env 2> /dev/null || true") == ""
 
 
-def test_files_that_cannot_be_replaced_are_told(vm: ProductionVm) -> None:
+def test_files_that_cannot_be_replaced_are_reported(vm: ProductionVm) -> None:
     before = vm.running()
     vm.run("chown", "root:root", f"{vm.folder}/docs")
     try:
-        said = vm.deploy(f"--tag={vm.version()}", code=1)
+        printed = vm.deploy(f"--tag={vm.version()}", code=1)
     finally:
         vm.run("chown", "deploy:deploy", f"{vm.folder}/docs")
-    assert "Permission denied" in last_line(said)
+    assert "Permission denied" in last_line(printed)
     assert vm.running() == before

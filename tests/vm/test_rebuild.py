@@ -57,13 +57,13 @@ def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
     install = "cd /root && version/ops/install --yes {} 2>&1; echo ended with $?"
     options = " ".join(vm.first_settings())
     with vm.no_network():
-        said = vm.run("sh", "-c", install.format("bad.tar"), timeout=600)
-        assert said.endswith(
+        printed = vm.run("sh", "-c", install.format("bad.tar"), timeout=600)
+        assert printed.endswith(
             "bad.tar is damaged or no bundle; copy it again. The site is as it was.\nended with 1\n"
-        ), said
+        ), printed
         assert vm.run("docker", "image", "ls", "--quiet") == ""
-        said = vm.run("sh", "-c", install.format(f"site.tar {options}"), timeout=600)
-        assert said.endswith("ended with 0\n"), said
+        printed = vm.run("sh", "-c", install.format(f"site.tar {options}"), timeout=600)
+        assert printed.endswith("ended with 0\n"), printed
         vm.wait_until_healthy(services)
         assert vm.settings()["SECRET_KEY"] != secret
         vm.here("ops/restore --yes /tmp/kept/*.tar")

@@ -11,7 +11,7 @@ from .vm import ProductionVm
 
 
 @pytest.mark.long
-def test_a_deploy_moves_the_tasks_of_a_queue_that_is_gone_when_told_so(vm: ProductionVm) -> None:
+def test_a_deploy_moves_the_tasks_of_a_removed_queue(vm: ProductionVm) -> None:
     old = vm.version()
     vm.here("docker compose stop worker-crawl")
     vm.send("work", "stranded", 20, 0.1)
@@ -22,13 +22,13 @@ def test_a_deploy_moves_the_tasks_of_a_queue_that_is_gone_when_told_so(vm: Produ
     path.write_text(lines.sub("", path.read_text()))
     vm.stack.edit("config/settings.py", '"default", "crawl"', '"default"')
     new = vm.commit()
-    said = vm.deploy(WAIT, code=1)
-    assert 'The queue "crawl" holds 20 tasks and is not in QUEUES' in said
-    assert f"Not taken live; {old} serves as before." in said
+    printed = vm.deploy(WAIT, code=1)
+    assert 'The queue "crawl" holds 20 tasks and is not in QUEUES' in printed
+    assert f"Not taken live; {old} serves as before." in printed
     assert vm.running() == before
 
-    said = vm.deploy("--move-queue", "crawl=default", WAIT)
-    assert "Moved 20 tasks from crawl to default." in said
+    printed = vm.deploy("--move-queue", "crawl=default", WAIT)
+    assert "Moved 20 tasks from crawl to default." in printed
     assert vm.version() == new
     accepted = "count(accepted_at), count(*) FILTER (WHERE done = 1)"
     wait_for("all tasks", lambda: vm.count(accepted, "stranded") == [20, 20])

@@ -70,16 +70,16 @@ class ProductionVm(Vm):
         )
 
     def ops(self, command: str, *arguments: str, code: int = 0) -> str:
-        """Run a command of ops/ on the laptop; return what it said. It must end with `code`."""
+        """Run a command of ops/ on the laptop; return what it printed. It must end with `code`."""
         with step(f"ops/{command} {' '.join(arguments)}", self) as notes:
             with self.start_ops(command, *arguments) as process:
-                said, _ = process.communicate(timeout=900)
+                printed, _ = process.communicate(timeout=900)
             notes.append(f"exit {process.returncode}")
-        assert process.returncode == code, said
-        return said
+        assert process.returncode == code, printed
+        return printed
 
     def install(self, *arguments: str) -> str:
-        """Run ops/install on the VM as root; return what it said."""
+        """Run ops/install on the VM as root; return what it printed."""
         key = self.key.with_suffix(".pub").read_text().strip()
         return self.run("/root/ops/install", "--yes", "--key", key, *arguments, timeout=600)
 

@@ -75,7 +75,7 @@ def start(main: Callable[[], None], interrupted: str = "Interrupted.") -> None:
         sys.exit(interrupted)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Print a line of progress at once."""
     print(text, flush=True)
 
@@ -166,7 +166,7 @@ def wait_until_healthy(ids: list[str], seconds: float) -> bool:
 def show_log(container: str) -> None:
     """Print the last lines of a container's log."""
     log = subprocess.run(["docker", "logs", "--tail=30", container], capture_output=True, text=True)
-    say(log.stdout + log.stderr)
+    report(log.stdout + log.stderr)
 
 
 # Files --------------------------------------------------------------------------------------------
