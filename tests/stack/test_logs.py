@@ -22,7 +22,7 @@ def lines(stack: Stack, service: str, since: float = 0) -> list[str]:
     return container.logs(since=since or None).decode().splitlines()
 
 
-def told(stack: Stack, name: str) -> list[tuple[str, dict[str, Any]]]:
+def log_lines(stack: Stack, name: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the service and content of every line with this name of a request."""
     found = stack.compose("logs", "--no-color").splitlines()
     pairs = [line.split("|", 1) for line in found if name in line]
@@ -30,12 +30,12 @@ def told(stack: Stack, name: str) -> list[tuple[str, dict[str, Any]]]:
     return [(re.search(r"([a-z-]+)-\d+ *$", first)[1], json.loads(text)) for first, text in pairs]
 
 
-def test_one_name_finds_a_request_and_all_its_tasks(production: Stack) -> None:
+def test_one_id_finds_a_request_and_all_its_tasks(production: Stack) -> None:
     answer = production.get("/probe/again", headers={"X-Request-ID": "forged", "User-Agent": "x"})
     name = answer.headers["X-Request-ID"]
     assert re.fullmatch("[0-9a-f]{32}", name)
-    wait_for("the last line", lambda: len(told(production, name)) >= 5)
-    found = told(production, name)
+    wait_for("the last line", lambda: len(log_lines(production, name)) >= 5)
+    found = log_lines(production, name)
     assert {line["request_id"] for _, line in found} == {name}
 
     def web(service: str) -> str:
@@ -72,12 +72,12 @@ def test_a_health_check_is_not_logged(production: Stack) -> None:
     checks = ["stack/watchdog", "page", "8000", "/healthz"]
     production.compose("exec", "--no-TTY", "web-a", *checks)
     name = production.get("/probe/again").headers["X-Request-ID"]
-    wait_for("the last line", lambda: len(told(production, name)) >= 5)
+    wait_for("the last line", lambda: len(log_lines(production, name)) >= 5)
     for service in ("proxy", "web-a"):
         assert [line for line in lines(production, service, since) if "/healthz" in line] == []
 
 
-def test_each_tick_of_beat_has_a_name_of_its_own(production: Stack) -> None:
+def test_each_task_of_beat_has_its_own_request_id(production: Stack) -> None:
     since = time.time()
 
     def ticks() -> list[dict[str, Any]]:
@@ -111,38 +111,38 @@ def test_every_line_is_an_object_from_the_start_on(production: Stack) -> None:
             assert {"level", "logger", "message"} <= json.loads(line).keys(), line
 
 
-def test_nobody_can_write_a_line_of_his_own(production: Stack) -> None:
+def test_a_client_cannot_forge_a_log_line(production: Stack) -> None:
     since = time.time()
     agent = 'x" \\ {"level": "CRITICAL"} é'
     path = f'/probe/again?%0A{{"level":"CRITICAL"}}&at={since}'
     answer = production.get(path, headers={"User-Agent": agent.encode()})
     name = answer.headers["X-Request-ID"]
     missing = production.get(f"/nothing%0D%0A%7B%22level%22:%22CRITICAL%22%7D/{since}")
-    wait_for("the end", lambda: len(told(production, name)) >= 5)
-    (proxy,) = (line for service, line in told(production, name) if service == "proxy")
+    wait_for("the end", lambda: len(log_lines(production, name)) >= 5)
+    (proxy,) = (line for service, line in log_lines(production, name) if service == "proxy")
     assert proxy["user_agent"] == agent
-    (own,) = (line for _, line in told(production, name) if line["logger"] == "probe.views")
+    (own,) = (line for _, line in log_lines(production, name) if line["logger"] == "probe.views")
     assert agent.encode().decode("latin-1") in own["message"]
-    found = told(production, missing.headers["X-Request-ID"])
+    found = log_lines(production, missing.headers["X-Request-ID"])
     assert sorted(line["logger"] for _, line in found) == ["django.request", "nginx.access"]
     for service in [*PYTHON, "proxy"]:
         for line in lines(production, service, since):
             assert not line.startswith("{") or json.loads(line)["level"] != "CRITICAL", line
 
 
-def test_a_task_that_runs_for_too_long_is_told_of_by_the_same_name(production: Stack) -> None:
+def test_a_task_that_times_out_is_logged_with_its_request_id(production: Stack) -> None:
     limits = {"soft_time_limit": 1, "time_limit": 2}
     code = f"from probe.tasks import hold_on; print(hold_on.apply_async(**{limits}).id)"
     task = production.python(code)
     # Its child is killed, so that the worker itself has the last word.
-    wait_for("the end", lambda: "Hard time limit" in str(told(production, task)))
-    for _, line in told(production, task):
+    wait_for("the end", lambda: "Hard time limit" in str(log_lines(production, task)))
+    for _, line in log_lines(production, task):
         assert line["request_id"] == line["task_id"] == task
         assert (line["task"], line["queue"]) == ("probe.tasks.hold_on", "default")
 
 
-@pytest.mark.parametrize(("level", "heard"), [("DEBUG", 3), ("WARNING", 2), ("ERROR", 1)])
-def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> None:
+@pytest.mark.parametrize(("level", "logged"), [("DEBUG", 3), ("WARNING", 2), ("ERROR", 1)])
+def test_the_level_of_env_holds(production: Stack, level: str, logged: int) -> None:
     code = (
         "import logging; l = logging.getLogger('shop');"
         "l.info('shop-line'); l.warning('shop-line'); l.error('shop-line')"
@@ -151,7 +151,7 @@ def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> No
     printed = production.compose(
         *arguments, "./manage.py", "shell", "--no-imports", "--command", code, check=False
     )
-    assert len(re.findall('"message": "shop-line"', printed)) == heard
+    assert len(re.findall('"message": "shop-line"', printed)) == logged
     serve = (
         "gunicorn & until stack/watchdog page 8000 /healthz; do sleep 0.2; done; kill $! && wait $!"
     )
@@ -159,12 +159,14 @@ def test_the_level_of_env_holds(production: Stack, level: str, heard: int) -> No
     assert ("Starting gunicorn" in started) is (level == "DEBUG")
 
 
-def test_a_laptop_has_lines_to_be_read(laptop: Stack) -> None:
+def test_development_logs_are_text(laptop: Stack) -> None:
     task = laptop.send("crawl", steps=1, pause=0)
     wait_for("the line", lambda: task in "".join(lines(laptop, "worker-crawl")))
     (line,) = (line for line in lines(laptop, "worker-crawl") if task in line)
     pattern = (
-        r"[\d-]{10} [\d:,]{12} INFO celery.app.trace Task stack.tasks.sample.* \[" + task + r"\]"
+        r"[\d-]{10} [\d:.]{12}\+00:00 INFO celery.app.trace Task stack.tasks.sample.* \["
+        + task
+        + r"\]"
     )
     assert re.fullmatch(pattern, line), line
 
@@ -201,9 +203,7 @@ def sentry(production: Stack) -> Iterator[Container]:
         container.remove(force=True)
 
 
-def test_errors_of_a_view_and_of_a_task_arrive_and_tell_nothing_of_the_user(
-    production: Stack, sentry: Container
-) -> None:
+def test_errors_reach_sentry_without_data_of_the_user(production: Stack, sentry: Container) -> None:
     def events() -> dict[str, dict[str, Any]]:
         found = [json.loads(line) for line in sentry.logs().decode().splitlines()]
         return {event["tags"]["service"]: event for event in found}

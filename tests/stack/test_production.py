@@ -527,5 +527,5 @@ def test_the_image_holds_no_secret_no_tests_and_no_tool(production: Stack) -> No
     )
     names = set(installed.decode().split())
     assert {"celery", "django"} <= names
-    tools = "debug_toolbar mypy pip pytest ruff uv watchfiles"
+    tools = "debug_toolbar debugpy mypy pip post_office pytest ruff uv watchfiles"
     assert names.isdisjoint(tools.split())

@@ -61,7 +61,7 @@ def is_shell(path: Path) -> bool:
     return first.startswith(b"#!") and first.split(b"/")[-1].split()[-1] in (b"sh", b"bash")
 
 
-def test_ruff_would_format_nothing_anew(project: Path) -> None:
+def test_ruff_would_format_nothing(project: Path) -> None:
     lint("ruff", "format", "--no-cache", "--diff", ".", folder=project)
 
 
@@ -133,7 +133,9 @@ def test_gixy_finds_nothing(defaults: Path, tmp_path: Path, servers: str) -> Non
     (copy / "nginx.conf").write_text(main, encoding="utf-8")
     # mime.types comes with the image, env.conf from start.sh.
     (copy / "mime.types").touch()
-    (copy / "env.conf").write_text("geo $https_port { default ''; }\ngeo $trusted { default 0; }\n")
+    (copy / "env.conf").write_text(
+        "resolver 127.0.0.11;\ngeo $https_port { default ''; }\ngeo $trusted { default 0; }\n"
+    )
     lint("gixy", f"--skips={','.join(GIXY_SKIPS)}", "nginx.conf", folder=copy)
 
 

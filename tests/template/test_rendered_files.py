@@ -12,6 +12,7 @@ from cookiecutter.prompt import prompt_for_config
 from tests.baking import TEMPLATE
 
 DEFAULTS = """
+.devcontainer/devcontainer.json
 .dockerignore
 .editorconfig
 .env
@@ -41,7 +42,9 @@ config/settings.py
 config/urls.py
 docs/broker.md
 docs/dependencies.md
+docs/development.md
 docs/example.md
+docs/how-to.md
 docs/logs.md
 docs/production.md
 docs/security.md
@@ -275,3 +278,9 @@ def test_only_commands_can_be_executed(project: Path) -> None:
     commands.remove("ops/common.py")
     assert len(commands) == 12
     assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}
+
+
+def test_no_two_files_differ_only_in_case(project: Path) -> None:
+    """On macOS and Windows they would be the same file."""
+    names = [path.relative_to(project).as_posix().lower() for path in project.rglob("*")]
+    assert len(names) == len(set(names))

@@ -65,11 +65,14 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 ROOT_URLCONF = "config.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# In development, https://django-debug-toolbar.readthedocs.io
+# In development: https://django-debug-toolbar.readthedocs.io, and each mail in the admin and in the log.
+# https://github.com/ui/django-post_office
 if DEBUG and "PYTEST_VERSION" not in os.environ:
-    INSTALLED_APPS += ["debug_toolbar"]
+    INSTALLED_APPS += ["debug_toolbar", "post_office"]
     MIDDLEWARE.insert(0, "debug_toolbar.middleware.DebugToolbarMiddleware")
     DEBUG_TOOLBAR_CONFIG = {"SHOW_TOOLBAR_CALLBACK": lambda request: True, "SHOW_COLLAPSED": True}
+    MAILERS = {"default": {"BACKEND": "post_office.EmailBackend"}, "log": MAILERS["default"]}
+    POST_OFFICE = {"DEFAULT_MAILER": "log", "DEFAULT_PRIORITY": "now"}
 
 # Users and security -------------------------------------------------------------------------------
 

@@ -22,7 +22,12 @@ if [ "$HTTPS" = balancer ]; then
         exit 1
     fi
 fi
+# The engine's DNS: 127.0.0.11 in Docker, the gateway of a network in Podman.
+while read -r word resolver _; do [ "$word" != nameserver ] || break; done </etc/resolv.conf
+case $resolver in *:*) resolver="[$resolver]" ;; esac
+
 {
+    echo "resolver ${resolver:-127.0.0.11} valid=2s ipv6=off;"
     echo "geo \$https_port { default \"${port%:443}\"; }"
     echo "geo \$realip_remote_addr \$trusted { default 0;"
     for proxy in $proxies; do echo "$proxy 1;"; done

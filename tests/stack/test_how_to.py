@@ -1,0 +1,216 @@
+"""docs/how-to.md: one project to which all of it was applied, with the manual's own lines."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.models.containers import Container
+
+from .stack import LAPTOP, Stack, wait_for
+
+URLS = """\
+from django.urls import path
+from django.views.generic import TemplateView
+
+urlpatterns = [path("", TemplateView.as_view(template_name="shop.html"))]
+"""
+PAGE = '{% load static %}<script nonce="{{ csp_nonce }}"></script><img src="{% static \'icon.svg\' %}">'
+CLIENT = """
+import socket
+from websockets.sync.client import connect
+proxy = socket.create_connection(("proxy", 8080))
+with connect("ws://localhost/ws/echo/", sock=proxy, origin="{origin}") as echo:
+    for text in ('{{"a": 1}}', '{{"b": 2}}'):
+        echo.send(text)
+        print(echo.recv())
+"""
+
+
+def blocks(stack: Stack, heading: str) -> list[str]:
+    """Return the code that a recipe gives, in turn."""
+    text = (stack.folder / "docs/how-to.md").read_text()
+    _, found, rest = text.partition(f"\n## {heading}\n")
+    assert found, f"how-to.md has no heading {heading!r}"
+    return re.findall(r"```\w+\n(.*?)```", rest.partition("\n## ")[0], re.DOTALL)
+
+
+def append(stack: Stack, name: str, text: str) -> None:
+    """Add lines to the end of a file."""
+    path = stack.folder / name
+    path.write_text(f"{path.read_text()}\n{text}")
+
+
+def prepend(stack: Stack, name: str, text: str) -> None:
+    """Add lines to the top of a file."""
+    path = stack.folder / name
+    path.write_text(f"{text}\n{path.read_text()}")
+
+
+def apply_everything(stack: Stack) -> None:
+    """Follow all recipes."""
+    manual = (stack.folder / "docs/how-to.md").read_text()
+    settings = "config/settings.py"
+    shop = stack.folder / "shop"
+    shop.mkdir()
+    (shop / "__init__.py").touch()
+    (shop / "urls.py").write_text(URLS)
+    (stack.folder / "templates/shop.html").write_text(PAGE)
+    urls = (stack.folder / "config/urls.py").read_text()
+    (home,) = re.findall(r"    (.*home\.html.*)\n", urls)
+    (page,) = re.findall(r"by `(path\(.*\),)`", manual)
+    stack.edit("config/urls.py", home, page)
+
+    (package,) = blocks(stack, "Install a system package")
+    stack.edit("Dockerfile", "FROM base AS source\n", f"FROM base AS source\n{package}")
+
+    (policy,) = blocks(stack, "Load scripts, fonts or images from elsewhere")
+    append(stack, settings, policy)
+    (processor,) = re.findall(r'`("django\.template\.context_processors\.csp")`', manual)
+    request = '                "django.template.context_processors.request",\n'
+    stack.edit(settings, request, f"{request}                {processor},\n")
+
+    hosts, redirect = blocks(stack, "Serve a second domain")
+    name, _, value = hosts.strip().partition("=")
+    stack.set(**{name: value})
+    prepend(stack, "nginx/site.conf", redirect)
+
+    below, rewrite = blocks(stack, "Serve the site below a path")
+    append(stack, settings, below)
+    prepend(stack, "nginx/site.conf", rewrite)
+    (location,) = re.findall("`(location = .*?)`", manual)
+    stack.edit("nginx/site.conf", "location = /admin/login/", location)
+    (static,) = re.findall(r'`(staticfiles_urlpatterns\(".*"\))`', manual)
+    stack.edit("config/urls.py", "staticfiles_urlpatterns()", static)
+
+    storage, environment = blocks(stack, "Store uploads in S3")
+    append(stack, settings, storage)
+    names = dict(line.split("=", 1) for line in environment.splitlines())
+    own = {"S3_ENDPOINT": "http://s3:9000", "S3_ACCESS_KEY": "key", "S3_SECRET_KEY": "secret"}
+    stack.set(**names | own)
+
+    consumer, application = blocks(stack, "WebSockets")
+    (shop / "consumers.py").write_text(consumer)
+    (stack.folder / "config/asgi.py").write_text(application)
+
+    libraries = re.findall(r'`("[\w\[\]-]+>=[\d.]+")`', manual)
+    assert len(libraries) == 3
+    lines = "".join(f"    {library},\n" for library in libraries)
+    stack.edit("pyproject.toml", "dependencies = [\n", f"dependencies = [\n{lines}")
+    dependencies = (stack.folder / "docs/dependencies.md").read_text()
+    (compile_and_build,) = re.findall(r"```sh\n(.*?)```", dependencies, re.DOTALL)
+    stack.shell(compile_and_build)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The project, in development, where changes are looked for, as on a drive without events."""
+    answers = {"example": "false", "queues": "none", "timezone": "Asia/Kolkata"}
+    stack = Stack(tmp_path_factory.mktemp("how-to"), LAPTOP, **answers)
+    stack.set(WATCHFILES_FORCE_POLLING="true")
+    try:
+        apply_everything(stack)
+        stack.up()
+        yield stack
+    finally:
+        stack.remove()
+
+
+def test_the_page_is_that_of_the_app_with_a_script_of_its_own(project: Stack) -> None:
+    answer = project.get("/shop/")
+    (nonce,) = re.findall('nonce="(.+?)"', answer.text)
+    policy = answer.headers["Content-Security-Policy"]
+    assert f"script-src 'self' 'nonce-{nonce}' https://cdn.example;" in policy
+    assert f"img-src 'self' {project.settings['S3_ORIGIN']}" in policy
+
+
+def test_everything_is_below_the_path(project: Stack) -> None:
+    (icon,) = re.findall('src="(.+?)"', project.get("/shop/").text)
+    assert icon == "/shop/static/icon.svg"
+    assert project.get(icon).status_code == 200
+    login = project.get("/shop/admin/")
+    assert login.headers["Location"] == "/shop/admin/login/?next=/shop/admin/"
+    form = project.get(login.headers["Location"])
+    assert form.status_code == 200
+    assert "; Path=/shop/;" in form.headers["Set-Cookie"]
+
+
+def test_the_second_domain_leads_to_the_first(project: Stack) -> None:
+    first, second = project.settings["ALLOWED_HOSTS"].split(",")
+    answer = project.get("/shop/?a=1", headers={"Host": second})
+    assert answer.status_code == 301
+    assert answer.headers["Location"] == f"http://{first}/shop/?a=1"
+    assert project.get("/shop/", headers={"Host": first}).status_code == 200
+
+
+def test_the_system_package_is_in_every_container(project: Stack) -> None:
+    for service in ("web-a", "worker-default"):
+        assert "gettext" in project.compose("exec", "--no-TTY", service, "msgfmt", "--version")
+
+
+@pytest.fixture
+def s3(project: Stack) -> Iterator[Container]:
+    """The server that .env names."""
+    tag = f"{project.slug}-s3"
+    project.docker.images.build(rm=True, path=str(Path(__file__).parent / "s3"), tag=tag)
+    container = project.docker.containers.create(tag, name=tag)
+    try:
+        project.docker.networks.get(f"{project.slug}_edge").connect(container, aliases=["s3"])
+        container.start()
+        yield container
+    finally:
+        container.remove(force=True)
+
+
+def test_uploads_are_in_s3(project: Stack, s3: Container) -> None:
+    save = (
+        "from urllib.request import urlopen;"
+        "from django.core.files.base import ContentFile;"
+        "from django.core.files.storage import default_storage as s;"
+        "name = s.save('of/the/shop.txt', ContentFile(b'hello'));"
+        "print(s.open(name).read(), urlopen(s.url(name)).read())"
+    )
+
+    def saved() -> str | None:
+        try:
+            return project.python(save)
+        except AssertionError:  # the server is about to start
+            return None
+
+    assert wait_for("the upload", saved) == "b'hello' b'hello'"
+    assert s3.exec_run(["cat", "/data/uploads/of/the/shop.txt"]).output == b"hello"
+    assert "of" not in project.compose("exec", "--no-TTY", "web-a", "ls", "/srv/media").split()
+
+
+def test_a_websocket_passes_the_proxy(project: Stack) -> None:
+    run = ["run", "--rm", "--no-TTY", "--no-deps", "web", "python", "-c"]
+    printed = project.compose(*run, CLIENT.format(origin="http://localhost"))
+    assert printed.splitlines() == ['{"a": 1}', '{"b": 2}']
+    refused = project.compose(*run, CLIENT.format(origin="http://elsewhere"), check=False)
+    assert "HTTP 403" in refused
+    # Nothing else that a client wants instead of HTTP reaches web.
+    answer = project.get("/shop/", headers={"Upgrade": "h2c", "Connection": "Upgrade"})
+    assert answer.status_code == 200
+
+
+def test_the_log_has_local_time_and_a_number_for_each_status(project: Stack) -> None:
+    path = "/shop/nothing-here"
+    assert project.get(path).status_code == 404
+
+    def lines(service: str) -> list[str]:
+        log = project.compose("logs", "--no-log-prefix", service).splitlines()
+        return [line for line in log if path in line]
+
+    (line,) = wait_for("the proxy's line", lambda: lines("proxy"))
+    assert re.search(r'{"time":"[\d-]{10}T[\d:]{8}\+05:30",.*"status":404,', line)
+    (line,) = lines("web-a")
+    pattern = rf"[\d-]{{10}} [\d:.]{{12}}\+05:30 WARNING django.request Not Found: {path} "
+    assert re.search(pattern, line)
+
+
+def test_changes_are_found_without_events(project: Stack) -> None:
+    for service in ("web-a", "worker-default"):
+        find = "readlink /proc/[0-9]*/fd/* | grep inotify || true"
+        assert project.compose("exec", "--no-TTY", service, "sh", "-c", find) == ""
+    project.edit("shop/urls.py", 'path("",', 'path("new", TemplateView.as_view()), path("",')
+    wait_for("the new page", lambda: project.get("/shop/new").status_code != 404)
