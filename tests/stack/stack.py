@@ -20,6 +20,8 @@ from tests import evidence
 from tests.baking import bake
 from tests.evidence import step
 
+from .django_shell import DjangoShell
+
 LAPTOP = ""
 PRODUCTION = "compose.yaml:compose.production.yaml"
 # Seconds after which what has not happened is a failure. No test depends on it: a busy machine only
@@ -61,6 +63,8 @@ class Stack:
     def __init__(self, parent: Path, compose_files: str, **answers: str) -> None:
         """Render into `parent`; `compose_files` is the COMPOSE_FILE to use, LAPTOP or PRODUCTION."""
         self.slug = f"dcctest_{secrets.token_hex(4)}"
+        self.django_shell: DjangoShell | None = None
+        self.code_changes = compose_files == LAPTOP
         self.folder = self.render(parent, **answers)
         self.use_engine("")
         self.port = free_port()
@@ -185,6 +189,7 @@ class Stack:
     def remove(self) -> None:
         """Remove containers, volumes, networks and images of this project."""
         evidence.keep_before_removal()
+        self.close_shell()
         self.compose(
             "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3", check=False
         )
@@ -210,8 +215,37 @@ class Stack:
         return self.compose("exec", "--no-TTY", service, "./manage.py", *arguments)
 
     def python(self, code: str) -> str:
-        """Run `code` in Django's shell and return what it prints."""
-        return self.manage("shell", "--no-imports", "--command", code).strip()
+        """Run `code` in Django's shell, in web-a, and return what it prints."""
+        done = None if self.code_changes else self.python_by_shell(code)
+        if done is None:
+            return self.manage("shell", "--no-imports", "--command", code).strip()
+        status, out, err = done
+        assert status == 0, f"{code}: {out}{err}"
+        return out.strip()
+
+    def python_by_shell(self, code: str) -> tuple[int, str, str] | None:
+        """Return status, stdout and stderr; None when the shell is in use, or web-a is not there."""
+        if not self.django_shell:
+            container = (self.compose("ps", "--quiet", "web-a", check=False).split() or [""])[0]
+            self.django_shell = DjangoShell(container, self.environment())
+        shell = self.django_shell
+        if not shell.lock.acquire(blocking=False):
+            return None
+        try:
+            with step(f"python {code}", self) as notes:
+                done = shell.run(code)
+                notes += [f"exit {done[0]}"] if done and done[0] else []
+        finally:
+            shell.lock.release()
+        if done is None:  # its container was replaced, or killed
+            self.close_shell()
+        return done
+
+    def close_shell(self) -> None:
+        """End the Django shell, if there is one."""
+        if self.django_shell:
+            self.django_shell.close()
+            self.django_shell = None
 
     def inspect(self, method: str) -> dict[str, Any]:
         """Ask the running workers through `celery inspect METHOD`, and wait until each replied."""
