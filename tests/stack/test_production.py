@@ -139,12 +139,22 @@ def test_the_limits_of_a_task_fit_inside_each_other(production: Stack) -> None:
 
 
 def test_a_stopped_worker_ends_its_task_first(production: Stack) -> None:
-    code = "from probe.tasks import sleep; print(sleep.apply_async((6,), queue='notify').id)"
+    code = (
+        "from probe.tasks import wait; print(wait.apply_async(('end of task',), queue='notify').id)"
+    )
     task = production.python(code)
     wait_for("the task runs", lambda: task in str(production.inspect("active")))
-    production.compose("stop", "worker-notify")
+    worker = production.containers()["worker-notify"]
+    before = worker.logs().count(b"Warm shutdown")
+    with ThreadPoolExecutor() as pool:
+        stop = pool.submit(production.compose, "stop", "worker-notify")
+        try:
+            wait_for("the stop", lambda: worker.logs().count(b"Warm shutdown") > before)
+        finally:
+            production.python("from django.core.cache import cache; cache.set('end of task', True)")
+        stop.result()
     assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
-    assert production.result(task, timeout=1) == "slept"
+    assert production.result(task, timeout=1) == "waited"
     production.up()
 
 

@@ -20,6 +20,14 @@ def sleep(seconds: float) -> str:
     return "slept"
 
 
+@shared_task
+def wait(key: str) -> str:
+    """Run until the cache has this key."""
+    while not cache.get(key):
+        time.sleep(0.1)
+    return "waited"
+
+
 @shared_task(bind=True)
 def again(self: Task) -> None:
     """Be tried twice, then have another task run on another queue."""
