@@ -104,7 +104,8 @@ def source_can_be_written(**kwargs: object) -> list[CheckMessage]:
             f"User {os.getuid()} cannot write to the source, which belongs to user {owner}.",
             hint=f"Set DEV_UID={owner} in .env, then: docker compose up -d"
             if owner
-            else "As root: chgrp -R 10001 . && chmod -R g+w .",
+            else "With a rootless engine set DEV_UID=0 in .env, then: docker compose up -d."
+            " Otherwise, as root: chgrp -R 10001 . && chmod -R g+w .",
             id="stack.W002",
         )
     ]

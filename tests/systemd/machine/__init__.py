@@ -68,11 +68,15 @@ class Vm:
 
     def load(self, images: Iterable[str]) -> None:
         """Copy images of this machine's engine into the one inside."""
-        load = ["docker", "exec", "--interactive", self.name, "docker", "load", "--quiet"]
+        load = ["docker", "exec", "--interactive", self.name, *self.loading()]
         save = ["docker", "save", *sorted(set(images))]
         with subprocess.Popen(save, stdout=subprocess.PIPE) as saving:
             subprocess.run(load, stdin=saving.stdout, check=True, capture_output=True, timeout=300)
         assert saving.returncode == 0
+
+    def loading(self) -> list[str]:
+        """Return the words that load images from stdin."""
+        return ["docker", "load", "--quiet"]
 
     def remove(self) -> None:
         """Remove the machine, its disk and every image that was built for it."""
