@@ -83,6 +83,16 @@ def test_a_countdown_that_ends_before_its_queue_is_there_runs_once_it_is(rabbitm
     assert rabbitmq.result(task, timeout=120) == f"Done by notify@{rabbitmq.slug}."
 
 
+@pytest.mark.parametrize("when", ["countdown=0.5", "eta=now() + timedelta(seconds=0.5)"])
+def test_a_task_may_be_delayed_by_less_than_a_second(rabbitmq: Stack, when: str) -> None:
+    code = (
+        "from datetime import timedelta; from django.utils.timezone import now;"
+        "from stack.tasks import sample;"
+        f"print(sample.apply_async(kwargs={{'steps': 1}}, queue='notify', {when}).id)"
+    )
+    assert rabbitmq.result(rabbitmq.python(code)) == f"Done by notify@{rabbitmq.slug}."
+
+
 def test_the_log_names_the_queue_of_a_task_that_the_broker_delayed(rabbitmq: Stack) -> None:
     code = (
         "from stack.tasks import sample;"

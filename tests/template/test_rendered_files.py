@@ -165,6 +165,7 @@ stack/tests/test_ops.py
 stack/tests/test_private_apis.py
 stack/tests/test_queues.py
 stack/tests/test_settings.py
+stack/tests/test_task.py
 stack/watchdog
 static/icon.svg
 static/site.css

@@ -8,10 +8,12 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from celery.app import base
 from celery.contrib.migrate import State, move
 from kombu import Connection, Exchange, Message, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport.base import StdChannel
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 # Messages that no worker could take; docs/broker.md explains what to do with them.
 DEAD_LETTERS = Queue(
@@ -78,6 +80,19 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
 REST = 15  # seconds in which nothing is sent after RabbitMQ has reported that it is full
 FULL = "RabbitMQ accepts no tasks: its memory or its disk is full."
 blocked = -float("inf")  # when it reported that last, by time.monotonic()
+
+
+def delay(countdown: int, routing_key: str) -> str:
+    """
+    Return the routing key for a delay in seconds, of one at least.
+
+    Celery rounds a countdown down and then refuses 0: "countdown must be a positive number". A retry
+    after half a second would so be delivered again and again, until it is a failed task.
+    """
+    return calculate_routing_key(max(1, countdown), routing_key)
+
+
+base.calculate_routing_key = delay  # type: ignore[attr-defined]
 
 
 class Refuse:

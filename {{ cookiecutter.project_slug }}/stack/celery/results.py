@@ -3,8 +3,8 @@
 import time
 from typing import Any
 
-from celery import states
-from celery.app.task import Context
+from celery import current_app, states
+from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
 from celery.backends.redis import RedisBackend
 
 from stack import activity, logs
@@ -76,6 +76,11 @@ class Results(RedisBackend):
         self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any
     ) -> Any:
         request: Any = kwargs.get("request")
+        if state == states.RETRY and was_sent(request):
+            # Errors are stored of tasks without a result, too, but their success would not end this.
+            task = current_app.tasks.get(request.task)
+            if task and get_actual_ignore_result(task, request):
+                return result
         if state == states.FAILURE and was_run(request):
             activity.count_failure(logs.queue(request))
             # First, so that a result that can be seen is on the list.

@@ -77,6 +77,10 @@ class Task(DjangoTask):
 
     def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
         """Raise TooManyDeliveries, or Ignore when the task is not due yet."""
+        # The limits that hold, for the task to read: its message has only those of the call.
+        request: Any = self.request
+        request.time_limit = request.time_limit or self.time_limit
+        request.soft_time_limit = request.soft_time_limit or self.soft_time_limit
         if (self.request.delivery_info or {}).get("redelivered"):
             deliveries = 1 + count_redelivery(task_id)
             if deliveries > self.max_deliveries:

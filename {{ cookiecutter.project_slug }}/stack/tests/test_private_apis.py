@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from billiard.pool import ApplyResult
 from celery import Celery
+from celery.app import base, task
 from celery.backends.redis import RedisBackend
 from celery.loaders.base import BaseLoader
 from celery.worker import state
@@ -29,6 +30,8 @@ USED = [
     (RedisBackend, "_store_result", "stack/celery/results.py"),
     (BaseLoader, "override_backends", "stack/celery/__init__.py"),
     (Celery, "task_cls", "stack/celery/__init__.py"),
+    (base, "calculate_routing_key", "stack/brokers/rabbitmq.py"),
+    (task, "get_actual_ignore_result", "stack/celery/results.py"),
     (Consumer, "_flush_events", "stack/celery/consumer.py"),
     (Consumer, "on_send_event_buffered", "stack/celery/consumer.py"),
     (Consumer, "on_unknown_task", "stack/celery/consumer.py"),
