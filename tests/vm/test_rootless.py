@@ -24,10 +24,8 @@ class Rootless(Vm):
         self.run("sh", "-c", "install -d -o person /run/person /var/lib/docker/rootless")
         self.run("chmod", "666", "/dev/net/tun")
         docker("exec", "--detach", self.name, *self.person(f"exec {ENGINE} >~/engine.log 2>&1"))
-        version = ("docker", "version", "--format={{.Server.Version}}")
-        wait_for(
-            "the engine", lambda: docker("exec", self.name, *self.person(*version), check=False)
-        )
+        version = self.person("docker", "version", "--format={{.Server.Version}}")
+        wait_for("the engine", lambda: docker("exec", self.name, *version, check=False).strip())
         dockerfile = (self.stack.folder / "Dockerfile").read_text()
         bases = {line.split()[1] for line in dockerfile.splitlines() if line.startswith("FROM ")}
         self.load({base for base in bases if ":" in base} | {"redis:8.0", "postgres:18"})
