@@ -358,6 +358,19 @@ def test_each_shell_opens(laptop: Stack) -> None:
         assert answer in laptop.shell(line)
 
 
+@pytest.mark.usefixtures("restored")
+def test_a_plain_dump_is_loaded(laptop: Stack) -> None:
+    readme = (laptop.folder / "README.md").read_text()
+    (load,) = re.findall(r"`(docker compose .* < dump\.sql)`", readme)
+    dump = "docker compose exec -T db pg_dump --clean --table=django_migrations > dump.sql"
+    count = "docker compose exec -T db psql -At -c 'SELECT count(*) FROM django_migrations'"
+    laptop.shell(dump)
+    before = laptop.shell(count)
+    laptop.shell("docker compose exec -T db psql -c 'DROP TABLE django_migrations'")
+    laptop.shell(load)
+    assert laptop.shell(count) == before
+
+
 def test_a_source_that_cannot_be_written_is_named(laptop: Stack) -> None:
     command = "docker compose run --rm --no-deps --user 10001 web ./manage.py check"
     printed = laptop.shell(command)
