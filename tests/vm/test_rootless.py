@@ -28,8 +28,11 @@ class Rootless(Vm):
         wait_for("the engine", lambda: docker("exec", self.name, *version, check=False).strip())
         dockerfile = (self.stack.folder / "Dockerfile").read_text()
         bases = {line.split()[1] for line in dockerfile.splitlines() if line.startswith("FROM ")}
-        self.load({base for base in bases if ":" in base} | {"redis:8.0", "postgres:18"})
+        services = self.stack.compose("config", "--images").split()
+        images = {base for base in bases if ":" in base}
+        self.load(images | {image for image in services if self.stack.slug not in image})
         docker("cp", str(self.stack.folder), f"{self.name}:{HOME}/shop")
+        self.run("rm", f"{HOME}/shop/.env")  # a clone has none
         self.run("chown", "--recursive", "person:", f"{HOME}/shop")
 
     def person(self, *command: str) -> list[str]:
@@ -48,14 +51,12 @@ class Rootless(Vm):
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Rootless]:
-    """The machine, with a clone of a project, which has no .env."""
+    """The machine, with a clone of a project."""
     machine = Rootless(Stack(tmp_path, LAPTOP, queues="none", example="false"))
-    (machine.stack.folder / ".env").rename(tmp_path / ".env")
     try:
         machine.boot()
         yield machine
     finally:
-        (tmp_path / ".env").rename(machine.stack.folder / ".env")
         machine.remove()
 
 
