@@ -185,27 +185,6 @@ def test_the_broker_writes_to_disk_and_evicts_nothing_but_the_cache_may(producti
     assert config("cache")["maxmemory-policy"] == "allkeys-lru"
 
 
-LATE = """
-import logging, redis
-from config.celery import app
-from kombu import Queue
-options = app.conf.broker_transport_options | {"socket_timeout": 0.2}
-other = redis.Redis.from_url(app.conf.broker_url)
-with app.connection(transport_options=options) as connection, connection.channel() as channel:
-    queue = Queue("late")(channel)
-    queue.declare()
-    connection.Producer(channel).publish({}, routing_key="late")
-    channel.basic_qos(0, 1, False)
-    message = queue.get()
-    print(channel.qos.can_consume(), other.hexists("unacked", message.delivery_tag))
-    other.execute_command("CLIENT", "PAUSE", 1000, "ALL")
-    message.ack_log_error(logging.getLogger(), connection.connection_errors)
-    print(channel.qos.can_consume(), other.hexists("unacked", message.delivery_tag))
-    channel.qos.restore_visible()
-    print(channel.qos.can_consume(), other.hexists("unacked", message.delivery_tag))
-"""
-
-
 def open_connections(stack: Stack, web: str) -> int:
     """Return how many connections a web instance has to the database."""
     networks = stack.containers()[web].attrs["NetworkSettings"]["Networks"]
@@ -240,16 +219,6 @@ def test_the_first_requests_after_a_restart_of_the_database_are_served(productio
     production.compose("restart", "db")
     wait_for("a healthy database", lambda: production.health("db") == "healthy")
     assert [ask(None) for _ in range(4)] == [200] * 4
-
-
-def test_a_message_that_redis_acknowledges_late_does_not_keep_its_worker_idle(
-    production: Stack,
-) -> None:
-    """What a worker does when a task ends while Redis hangs for longer than socket_timeout."""
-    taken, ended, acknowledged = production.python(LATE).splitlines()[-3:]
-    assert taken == "False True"  # it may take no other one now
-    assert ended == "True True"
-    assert acknowledged == "True False"
 
 
 # Proxy --------------------------------------------------------------------------------------------

@@ -107,9 +107,9 @@ stack/apps.py
 stack/brokers/__init__.py
 stack/brokers/rabbitmq.py
 stack/brokers/redis.py
+stack/brokers/redis_transport.py
 stack/celery/__init__.py
 stack/celery/consumer.py
-stack/celery/countdown.py
 stack/celery/defaults.py
 stack/celery/django_tasks.py
 stack/celery/request.py
@@ -164,6 +164,7 @@ stack/tests/test_logs.py
 stack/tests/test_ops.py
 stack/tests/test_private_apis.py
 stack/tests/test_queues.py
+stack/tests/test_redis_transport.py
 stack/tests/test_settings.py
 stack/tests/test_task.py
 stack/watchdog

@@ -1,20 +1,24 @@
 """Redis as the broker: accepted tasks survive a killed worker and a restarted Redis."""
 
 import json
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from celery import current_app
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
-from kombu.transport import redis, virtual
+from kombu.transport import TRANSPORT_ALIASES
 from redis import RedisError, WatchError
 
-logger = logging.getLogger(__name__)
+from stack.environment import env
+
+# For redis:// and rediss:// from here on; kombu's own works with the same keys.
+if env("REDIS_TRANSPORT", default="stack") != "kombu":
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = "stack.brokers.redis_transport:Transport"
 
 EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
 
@@ -28,12 +32,14 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
     """
     Return kombu's options for Redis.
 
-    `visibility_timeout`: seconds after which a message that nobody acknowledged is redelivered. It
-    must exceed the longest task, with the time that it waits in the worker, or such a task runs
-    twice: https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout
+    `visibility_timeout`: seconds after which a message that nobody acknowledged is redelivered, with
+    kombu's own transport. It must exceed the longest task, with the time that it waits in the worker, or
+    such a task runs twice:
+    https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout
     `patience`: seconds that a process waits for its first connection.
     """
     return {
+        "node_name": env("CELERY_WORKER_HOSTNAME", default=""),
         "visibility_timeout": visibility_timeout,
         # Look for such messages every few seconds, in every worker.
         "unacked_restore_interval": 5,
@@ -44,46 +50,6 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         "socket_keepalive": True,
     }
 
-
-class QoS(redis.QoS):
-    """
-    kombu's count of the messages that a worker holds, in which a late answer of Redis leaks none.
-
-    When Redis does not answer an acknowledgement within socket_timeout, kombu's own class counts
-    the message as one that the worker still holds. After as many as its prefetch count the worker
-    takes no more, for good, although it is healthy and answers remote control.
-    """
-
-    channel: Any
-    unconfirmed: set[str] = set()  # of this process: it outlives a connection
-    _remove_from_indices: Callable[..., Any]
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; without an answer from Redis, again in restore_visible."""
-        try:
-            super().ack(delivery_tag)
-        except self.channel.connection_errors as error:
-            logger.warning("Redis did not confirm yet that %s is done: %r", delivery_tag, error)
-            virtual.QoS.ack(self, delivery_tag)
-            self.unconfirmed.add(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Reject a message; without an answer from Redis it is redelivered as from a dead worker."""
-        try:
-            super().reject(delivery_tag, requeue)
-        except self.channel.connection_errors:
-            virtual.QoS.ack(self, delivery_tag)
-            raise
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Repeat unconfirmed acknowledgements, then restore expired messages; every 5 seconds."""
-        for delivery_tag in tuple(self.unconfirmed):
-            self._remove_from_indices(delivery_tag).execute()
-            self.unconfirmed.remove(delivery_tag)
-        super().restore_visible(*args, **kwargs)
-
-
-redis.Channel.QoS = QoS
 
 CAPACITY = 0.9  # of Redis' memory is for producers; the workers need the rest, for their own notes
 PROBE = {"socket_timeout": 1, "socket_connect_timeout": 1}  # seconds
@@ -101,16 +67,21 @@ def check_capacity() -> None:
     global checked, full
     if time.monotonic() > checked + 1:
         checked, full = time.monotonic(), False
-        connection = current_app.connection_for_write(transport_options=PROBE)
         # When Redis is unavailable, the producer finds out by itself.
-        with suppress(OperationalError, RedisError), connection:
-            connection.ensure_connection(max_retries=1, timeout=1)
-            channel: Any = connection.default_channel
-            with channel.conn_or_acquire() as client:
-                memory = client.info("memory")
-            full = 0 < memory["maxmemory"] * CAPACITY < memory["used_memory"]
+        with suppress(OperationalError, RedisError):
+            full = is_full()
     if full:
         raise OperationalError("Redis accepts no tasks: its memory is nearly full.")
+
+
+def is_full() -> bool:
+    """Return whether Redis has no memory for new tasks; OperationalError when it is unavailable."""
+    with current_app.connection_for_write(transport_options=PROBE) as connection:
+        connection.ensure_connection(max_retries=1, timeout=1)
+        channel: Any = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            memory = client.info("memory")
+    return 0 < memory["maxmemory"] * CAPACITY < memory["used_memory"]
 
 
 AGE_UNKNOWN = ""  # nothing to explain: the function below knows it

@@ -10,8 +10,8 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | beat's scheduler | scheduler.py | the heartbeat |
 | result backend | results.py | what ./manage.py failed shows |
 | backend of Django's own tasks | django_tasks.py | @task runs on Celery, too |
-| every signal | signals.py | logs, heartbeats, countdowns, memory |
-| kombu's QoS for Redis | ../brokers/redis.py | acknowledgements that Redis answers late |
+| every signal | signals.py | logs, heartbeats, memory |
+| kombu's transport for Redis | ../brokers/redis_transport.py | no lost task, early redelivery |
 """
 
 from typing import Any

@@ -47,6 +47,13 @@ class Consumer(consumer.Consumer):
         )
         return self.ensure_connected(connection)
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Connect again, as Celery does; what still runs is not returned to its queue meanwhile."""
+        transport: Any = self.connection and self.connection.transport
+        for channel in getattr(transport, "channels", None) or ():
+            channel.do_restore = False
+        super().on_connection_error_after_connected(exc)
+
     def on_send_event_buffered(self) -> None:  # type: ignore[override]
         """Flush soon, unless a flush is scheduled already."""
         if self.next_flush is None or self.next_flush.canceled:

@@ -18,8 +18,6 @@ from celery.signals import (
 from stack import heartbeat, logs
 from stack.activity import activity
 
-from . import countdown
-
 
 def connect() -> None:
     """Connect the receivers; a second time changes nothing."""
@@ -36,7 +34,6 @@ def connect() -> None:
     task_postrun.connect(logs.task_ended)
 
     before_task_publish.connect(add_time)
-    before_task_publish.connect(countdown.shorten)
     worker_init.connect(freeze)
     setup_logging.connect(leave_logging_to_django)
 

@@ -3,9 +3,9 @@
 from contextlib import suppress
 from typing import Any
 
-from celery import Celery, Signature
+from celery import Celery, Signature, states
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import NotRegistered, QueueNotFound, Reject
+from celery.exceptions import Ignore, NotRegistered, QueueNotFound, Reject
 from celery.result import AsyncResult
 from celery.utils.log import get_task_logger
 from django.conf import settings
@@ -14,7 +14,6 @@ from kombu.exceptions import OperationalError
 
 from stack import brokers, logs
 
-from . import countdown
 from .defaults import SOFT
 
 CONFIRM_TIMEOUT = 10  # seconds that RabbitMQ may take to confirm a task
@@ -76,7 +75,7 @@ class Task(DjangoTask):
         return app
 
     def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
-        """Raise TooManyDeliveries, or Ignore when the task is not due yet."""
+        """Raise TooManyDeliveries for a task that seems to kill its workers, Ignore for one that is done."""
         # The limits that hold, for the task to read: its message has only those of the call.
         request: Any = self.request
         request.time_limit = request.time_limit or self.time_limit
@@ -88,7 +87,25 @@ class Task(DjangoTask):
                 raise TooManyDeliveries(
                     f"{task} was started {deliveries - 1} times and never ended."
                 )
-        countdown.send_again_unless_due(self, args, kwargs)
+            if self.was_done(task_id):
+                logger.warning("%s[%s] was done when its worker died.", self.name, task_id)
+                raise Ignore
+
+    def was_done(self, task_id: str) -> bool:
+        """
+        Return whether a redelivered task has succeeded, and nothing remains to be done for it.
+
+        worker_deduplicate_successful_tasks would also skip the part of a chord whose worker died after
+        it had stored the result and before it counted the part: that chord would wait forever.
+        """
+        request: Any = self.request
+        if request.chord or request.ignore_result or self.ignore_result:
+            return False
+        try:
+            return self.app.backend.get_state(task_id) == states.SUCCESS
+        except Exception:  # whatever it is: then it runs once more
+            logger.warning("The result backend is unavailable: %s may run twice.", task_id)
+            return False
 
     def apply_async(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """

@@ -8,6 +8,7 @@ uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too
 import re
 from pathlib import Path
 
+import kombu.transport
 import pytest
 from billiard.pool import ApplyResult
 from celery import Celery
@@ -21,10 +22,27 @@ from django.conf import settings
 from django.db.backends.postgresql.base import DatabaseWrapper
 from gunicorn.arbiter import Arbiter
 from kombu import common
-from kombu.transport import redis, virtual
+from kombu.transport import redis
+from redis._parsers import _RESP3Parser
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
 
+TRANSPORT = "stack/brokers/redis_transport.py"
+CHANNEL = [
+    "_brpop_start",
+    "_brpop_read",
+    "_in_poll",
+    "_brpop_sent_at",
+    "_basic_cancel",
+    "_connparams",
+    "_restore",
+    "_lookup",
+    "_get_message_priority",
+    "_flush_brpop_reauth",
+    "do_restore",
+]
+POLLER = ["_register_BRPOP", "_register_LISTEN"]
+QOS = ["append", "ack", "restore_unacked", "restore_unacked_once", "restore_visible", "_flush"]
 USED = [
     (RedisBackend, "_get_result_meta", "stack/celery/results.py"),
     (RedisBackend, "_store_result", "stack/celery/results.py"),
@@ -32,6 +50,7 @@ USED = [
     (Celery, "task_cls", "stack/celery/__init__.py"),
     (base, "calculate_routing_key", "stack/brokers/rabbitmq.py"),
     (task, "get_actual_ignore_result", "stack/celery/results.py"),
+    (Consumer, "on_connection_error_after_connected", "stack/celery/consumer.py"),
     (Consumer, "_flush_events", "stack/celery/consumer.py"),
     (Consumer, "on_send_event_buffered", "stack/celery/consumer.py"),
     (Consumer, "on_unknown_task", "stack/celery/consumer.py"),
@@ -43,17 +62,18 @@ USED = [
     (Request, "on_failure", "stack/celery/request.py"),
     (state, "active_requests", "stack/activity.py"),
     (state, "all_total_count", "stack/activity.py"),
-    (redis.Channel, "QoS", "stack/brokers/redis.py"),
     (redis.Channel, "_q_for_pri", "stack/brokers/redis.py"),
     (redis.Channel, "conn_or_acquire", "stack/brokers/redis.py"),
     (redis.Channel, "priority_steps", "stack/brokers/redis.py"),
     (redis.Channel, "keyprefix_queue", "stack/brokers/redis.py"),
     (redis.Channel, "sep", "stack/brokers/redis.py"),
-    (redis.QoS, "_remove_from_indices", "stack/brokers/redis.py"),
-    (redis.QoS, "restore_visible", "stack/brokers/redis.py"),
-    (virtual.QoS, "ack", "stack/brokers/redis.py"),
     (common.QoS, "increment_eventually", "stack/celery/consumer.py"),
     (common.QoS, "decrement_eventually", "stack/celery/consumer.py"),
+    *[(redis.Channel, name, TRANSPORT) for name in CHANNEL],
+    *[(redis.MultiChannelPoller, name, TRANSPORT) for name in POLLER],
+    *[(redis.QoS, name, TRANSPORT) for name in QOS],
+    (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/redis.py"),
+    (_RESP3Parser, "set_invalidation_push_handler", TRANSPORT),
     (DatabaseWrapper, "pool", "stack/database.py"),
     (Arbiter, "murder_workers", "gunicorn.conf.py"),
     (UvicornWorker, "CONFIG_KWARGS", "gunicorn.conf.py"),
