@@ -9,7 +9,6 @@ collects the rows of several runs.
 import argparse
 import json
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -42,10 +41,11 @@ from tests.stack.stack import Stack, wait_for
 
 BROKERS = ["redis", "rabbitmq"]
 SETTINGS = ["template", "defaults"]
-PROPOSED = "atomic"  # benchmarks/atomic_take.py; for Redis
+KOMBU = "kombu"  # the template's, with kombu's own transport for Redis
 BEGUN = 30  # tasks done before a fault
 MORE = 12  # tasks done after which a worker has recovered; with Celery's defaults it may hold 10
 PATIENCE = RETURN + 2 * SWEEP  # seconds without any progress after which what is not done is lost
+STOCK = 500  # tasks that wait, at least, while a service is killed again and again
 TICK = 2  # seconds between two of beat's ticks
 BEAT = {
     "kills": "SIGKILLs",
@@ -54,6 +54,7 @@ BEAT = {
     "longest": "longest gap, s",
     "shortest": "shortest gap, s",
 }
+KILLS = {"kills": "SIGKILLs", "accepted": "accepted", "lost": "lost", "doubled": "doubled"}
 HEAD = "accepted, of", "lost", "doubled", "longest delay, s", "recovered, s", "healthy again"
 
 FAILURES = AssertionError, ValueError, OSError, SubprocessError, DockerException
@@ -86,10 +87,6 @@ app = Celery("config")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 signals.connect()
-"""
-
-TRANSPORT = """
-CELERY_BROKER_TRANSPORT = "config.atomic_take:Transport"
 """
 
 
@@ -212,6 +209,32 @@ def drain(ledger: Ledger, key: str) -> Verdict:
     return verdict
 
 
+def measure_kills(ledger: Ledger, service: str, times: int) -> dict[str, object]:
+    """SIGKILL a service that many times while short tasks are sent and run; return the row of it."""
+    key, begun = f"kills-{service}-{time.time_ns()}", time.monotonic()
+    sent = 0
+    sender = None
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(times):
+            if (sender is None or sender.done()) and ledger.judge(key).lost < STOCK:
+                sender = pool.submit(ledger.send, "work", f"{key}-{sent}", 2 * STOCK, 0.02, pause=0)
+                sent += 1
+            ledger.wait_for_progress(key, 15)
+            time.sleep(random.uniform(0, 0.6))
+            if service == "broker":
+                faults.kill_broker(ledger.stack)
+            else:
+                faults.kill(main_process(ledger.stack, service))
+            ledger.stack.containers()[service].restart(timeout=0)
+            if number % 10 == 9:
+                each = (time.monotonic() - begun) / (number + 1)
+                left = round(each * (times - number - 1) / 60)
+                report(f"{service}: {number + 1} of {times} kills, {left} minutes left")
+    wait_until_healthy(ledger.stack)
+    verdict = drain(ledger, key)
+    return {"service": service, "kills": times} | asdict(verdict)
+
+
 def measure_beat(ledger: Ledger, times: int = 50) -> dict[str, object]:
     """Kill beat 50 times, each time after a tick; give what the ledger saw of its ticks."""
 
@@ -245,9 +268,9 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
     with tempfile.TemporaryDirectory() as folder:
         stack = ledger_stack(Path(folder), broker=broker)
         with (stack.folder / "config/settings.py").open("a") as file:
-            file.write(SCHEDULE + {"defaults": DEFAULTS, PROPOSED: TRANSPORT}.get(settings, ""))
-        if settings == PROPOSED:
-            shutil.copy(ROOT / "benchmarks/atomic_take.py", stack.folder / "config")
+            file.write(SCHEDULE + (DEFAULTS if settings == "defaults" else ""))
+        if settings == KOMBU:
+            stack.set(REDIS_TRANSPORT="kombu")
         if settings == "defaults":
             (stack.folder / "config/celery.py").write_text(APP)
         try:
@@ -263,7 +286,7 @@ def tables(rows: list[dict]) -> str:
     """Lay out the rows, the last one of each cell, in the order of the lists above."""
     found = {(row["fault"], row["broker"], row["settings"]): row for row in rows}
     lines, beats = [], []
-    for cell in product([*FAULTS, "beat"], BROKERS, [*SETTINGS, PROPOSED]):
+    for cell in product([*FAULTS, "beat"], BROKERS, [*SETTINGS, KOMBU]):
         if not (row := found.get(cell)):
             continue
         if row["fault"] == "beat":
@@ -272,7 +295,13 @@ def tables(rows: list[dict]) -> str:
         figures = (f"{row['accepted']}, {row['sent']}", row["lost"], row["doubled"])
         figures += (f"{row['longest']:.1f}", row["recovered"])
         lines.append((FAULTS[cell[0]].text, *cell[1:], *figures, "yes" if row["healthy"] else "NO"))
-    both = [table(("fault", "broker", "settings", *HEAD), lines)] if lines else []
+    kills = [
+        (row["service"], row["broker"], row["settings"], *(row[name] for name in KILLS))
+        for row in rows
+        if row["fault"] == "kills"
+    ]
+    both = [table(("killed", "broker", "settings", *KILLS.values()), kills)] if kills else []
+    both += [table(("fault", "broker", "settings", *HEAD), lines)] if lines else []
     return "\n\n".join(both + ([table(("beat", *BEAT.values()), beats)] if beats else []))
 
 
@@ -280,6 +309,8 @@ def measure_all(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Measure one cell after the other and give its row; one that fails is told and left out."""
     for broker, settings in product(options.broker, options.settings):
         names = [name for name in options.fault if name != "beat" or settings == "template"]
+        if options.kills:
+            names = ["kills"]
         if not names:
             continue
         report(f"starting a stack on {broker} with the settings: {settings}")
@@ -287,7 +318,10 @@ def measure_all(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             for name in names:
                 report(f"{broker}, {settings}: {name}")
                 try:
-                    row = measure_beat(ledger) if name == "beat" else measure(ledger, name)
+                    if name == "kills":
+                        row = measure_kills(ledger, options.of, options.kills)
+                    else:
+                        row = measure_beat(ledger) if name == "beat" else measure(ledger, name)
                 except FAILURES as error:
                     report(f"{name} failed: {error}")
                     faults.recreate(ledger.stack)
@@ -301,9 +335,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--broker", nargs="+", choices=BROKERS, default=BROKERS)
-    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, PROPOSED], default=SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, KOMBU], default=SETTINGS)
     names = [*FAULTS, "beat"]
     parser.add_argument("--fault", nargs="*", choices=names, default=names, help="or none of them")
+    parser.add_argument("--kills", type=int, help="nothing but so many SIGKILLs, some 6 s for each")
+    services = {"choices": [WORKER, "broker"], "default": WORKER}
+    parser.add_argument("--of", help="the service that --kills means", **services)
     parser.add_argument("--file", type=Path, help="add the rows to FILE, and print all that it has")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

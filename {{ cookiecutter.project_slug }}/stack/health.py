@@ -14,12 +14,18 @@ from celery import current_app
 from django.core.cache import cache
 from django.db import connection
 
+from stack import brokers
+
 TIMEOUT = 3  # seconds
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class FullError(Exception):
+    """The service answers, and has no room."""
 
 
 class HealthChecks:
@@ -52,7 +58,11 @@ async def healthz() -> tuple[int, str, bytes]:
 
 
 async def readyz() -> tuple[int, str, bytes]:
-    """Return "ok" or "down" for the database, the broker and the cache; 503 when one is down."""
+    """
+    Return "ok" or "down" for the database, the broker and the cache; 503 unless all are "ok".
+
+    The broker may also be "full": it accepts no tasks.
+    """
     parts = {"database": check_database, "broker": check_broker, "cache": check_cache}
     states = dict(zip(parts, await asyncio.gather(*map(state, parts.values())), strict=True))
     status = 200 if set(states.values()) == {"ok"} else 503
@@ -60,10 +70,12 @@ async def readyz() -> tuple[int, str, bytes]:
 
 
 async def state(check: Callable[[], object]) -> str:
-    """Call `check` in a thread of its own; return "ok", or "down" when it fails or takes too long."""
+    """Call `check` in a thread of its own; return "ok", "full", or "down" when it fails or takes too long."""
     try:
         async with asyncio.timeout(TIMEOUT):
             await sync_to_async(check, thread_sensitive=False)()
+    except FullError:
+        return "full"
     except Exception:  # whatever it is, the part cannot be used
         return "down"
     return "ok"
@@ -79,9 +91,11 @@ def check_database() -> None:
 
 
 def check_broker() -> None:
-    """Raise when the broker does not answer."""
+    """Raise when the broker does not answer, FullError when it accepts no tasks."""
     with current_app.connection_for_write() as broker:
         broker.ensure_connection(max_retries=1, timeout=TIMEOUT)
+    if brokers.current().is_full():
+        raise FullError
 
 
 def check_cache() -> None:

@@ -1,6 +1,7 @@
 """RabbitMQ as the broker, with quorum queues."""
 
 import base64
+import http
 import http.client
 import json
 import time
@@ -8,6 +9,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from celery import current_app
 from celery.app import base
 from celery.contrib.migrate import State, move
 from kombu import Connection, Exchange, Message, Queue
@@ -146,29 +148,41 @@ MANAGEMENT = 15672  # the port of the plugin that lists queues; AMQP cannot
 TIMEOUT = 3  # seconds
 
 
-def held(connection: Connection) -> dict[str, int]:
-    """Return how many tasks each queue held a few seconds ago, with those that workers have taken."""
-    vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
+def ask(connection: Connection, path: str) -> tuple[int, Any]:
+    """Return status and JSON of a page of the management API; OperationalError without an answer."""
     login = base64.b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
     management = http.client.HTTPConnection(connection.hostname or "", MANAGEMENT, timeout=TIMEOUT)
     try:
-        management.request(
-            "GET",
-            f"/api/queues/{vhost}?columns=name,messages,arguments",
-            headers={"Authorization": f"Basic {login}"},
-        )
-        queues = json.load(management.getresponse())
-        return {
-            queue["name"]: queue.get("messages", 0)
-            for queue in queues
-            # Those of the function `queue`, not Celery's own for delays and remote control.
-            if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_LETTERS.name
-        }
-    # A refusal is no list of queues.
-    except (OSError, http.client.HTTPException, ValueError, TypeError, LookupError) as error:
-        raise OperationalError(f"RabbitMQ does not list its queues: {error!r}") from error
+        management.request("GET", f"/api/{path}", headers={"Authorization": f"Basic {login}"})
+        answer = management.getresponse()
+        return answer.status, json.load(answer)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise OperationalError(f"RabbitMQ's management does not answer: {error!r}") from error
     finally:
         management.close()
+
+
+def is_full() -> bool:
+    """Return whether RabbitMQ's memory or disk is full; False when its management does not answer."""
+    try:
+        status, _ = ask(current_app.connection_for_read(), "health/checks/local-alarms")
+    except OperationalError:  # a service that is managed by others need not have it
+        return False
+    return status == http.HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def held(connection: Connection) -> dict[str, int]:
+    """Return how many tasks each queue held a few seconds ago, with those that workers have taken."""
+    vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
+    status, queues = ask(connection, f"queues/{vhost}?columns=name,messages,arguments")
+    if status != http.HTTPStatus.OK:
+        raise OperationalError(f"RabbitMQ does not list its queues: {queues}")
+    return {
+        queue["name"]: queue.get("messages", 0)
+        for queue in queues
+        # Those of the function `queue`, not Celery's own for delays and remote control.
+        if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_LETTERS.name
+    }
 
 
 def exists(channel: Any, queue: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from celery import current_app
 from django.conf import settings
 
-from stack import activity, failed, queues
+from stack import activity, brokers, failed, queues
 from stack.celery.results import Results
 from stack.health import check_database
 
@@ -146,6 +146,7 @@ class Live:
         threads = ThreadPoolExecutor(thread_name_prefix="dashboard")
         probes = [
             Probe("broker", partial(queues.waiting, connection)),
+            Probe("full", brokers.current().is_full, pause=5),
             Probe("stranded", partial(queues.stranded, other), pause=5),
             Probe("failures", partial(failures, current_app.backend), pause=2),
             Probe("cache", partial(activity.read, settings.QUEUES)),
@@ -183,7 +184,9 @@ def message(probes: list[Probe]) -> dict[str, object]:
     waiting: dict[str, queues.Waiting] = answers["broker"] or {}
     reported: Any = answers["cache"] or ({}, None)
     workers, beat = reported
-    up = {probe.name: probe.up for probe in probes} | {"beat": beat}
+    up: dict[str, object] = {probe.name: probe.up for probe in probes} | {"beat": beat}
+    if up["broker"] and answers["full"]:
+        up["broker"] = "full"
     return {
         "services": {name: up[name] for name in SERVICES},
         "stranded": answers["stranded"] or {},

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 from celery import current_app
 from celery.schedules import crontab
 from django.test import Client
 
 from stack import activity
-from stack.dashboard.live import failures
+from stack.dashboard.live import PAGES, Probe, failures, message
 from stack.dashboard.views import when
 from stack.tasks import sample
 from stack.testing import wait_for
@@ -96,6 +98,18 @@ def test_an_entry_of_the_schedule_is_sent_now(admin_client: Client, worker, monk
     result = current_app.AsyncResult(sent.json()["id"]).get(timeout=120)
     assert result.startswith("Done by ")
     assert admin_client.post("/status/run/", {"name": "never"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("up", "full", "shown"),
+    [(True, False, True), (True, True, "full"), (True, None, True), (False, True, False)],
+)
+def test_a_full_broker_is_neither_up_nor_down(up: bool, full: bool | None, shown: object) -> None:
+    names = ["broker", "full", "stranded", "failures", "cache", "db", *PAGES]
+    probes = {name: Probe(name, list) for name in names}
+    probes["broker"].up, probes["full"].answer = up, full
+    services: Any = message(list(probes.values()))["services"]
+    assert services["broker"] == shown
 
 
 @pytest.mark.parametrize(

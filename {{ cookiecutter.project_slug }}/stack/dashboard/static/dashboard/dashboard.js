@@ -1,7 +1,7 @@
 // Shows what the stream sends; sends tasks and follows them until they have ended.
 
 const SILENCE = 4000; // ms without an event after which the figures are old
-const STATES = { true: "up", false: "down", null: "unknown" };
+const STATES = { true: "up", false: "down", full: "full", null: "unknown" };
 
 const summary = document.querySelector("#summary");
 const stranded = document.querySelector("#stranded");
@@ -97,7 +97,13 @@ function showAll() {
   const left = Object.entries(latest?.stranded ?? {}).map(([name, tasks]) => `${name} (${tasks})`);
   stranded.hidden = !left.length;
   show(stranded, "down", left.length ? `Tasks wait in queues without a worker: ${left.join(", ")}. See docs/broker.md.` : "");
-  show(summary, missing.length ? "down" : "up", missing.length ? `Down: ${missing.join(", ")}` : "Everything is up");
+  if (missing.length) {
+    show(summary, "down", `Down: ${missing.join(", ")}`);
+  } else if (latest?.services.broker === "full") {
+    show(summary, "down", "The broker is full and accepts no tasks. See docs/broker.md.");
+  } else {
+    show(summary, "up", "Everything is up");
+  }
 }
 
 function stateOf(workers) {
