@@ -118,4 +118,4 @@ def test_what_could_not_start_is_started_and_what_was_stopped_is_not(production:
     assert production.containers()["beat"].attrs["State"]["Status"] == "exited"
     production.compose("stop", "proxy")
     assert subprocess.check_output([revive], text=True) == ""
-    production.up()
+    production.start("proxy", "beat")

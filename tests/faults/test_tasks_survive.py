@@ -195,7 +195,7 @@ def test_a_killed_move_of_a_queue_loses_and_doubles_no_task(stack: Stack, ledger
         assert 0 < int(count) < 1000
         verdict = ledger.drain("moved")
     finally:
-        stack.up()
+        stack.start(WORKER)
     assert (verdict.accepted, verdict.lost, verdict.doubled) == (1000, 0, 0)
 
 

@@ -36,7 +36,7 @@ def test_a_stopped_main_process_is_replaced(production: Stack) -> None:
             f"{service} is replaced",
             lambda service=service: starts(production)[service] != before[service],
         )
-    production.up()
+    production.start(*services)
     assert production.result(production.send("crawl", steps=1)).startswith("Done by")
     assert "No heartbeat for 30 seconds" in production.compose("logs", *services)
 
@@ -86,4 +86,4 @@ def test_a_worker_that_waits_for_its_last_task_is_not_a_hang(production: Stack) 
     production.compose("stop", "worker-notify")  # takes as long as the task
     assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
     assert production.result(task, timeout=1) == "slept"
-    production.up()
+    production.start("worker-notify")

@@ -172,14 +172,26 @@ class Stack:
     def up(self, *arguments: str) -> None:
         """Start everything and wait until it is healthy."""
         self.compose("up", "--detach", "--wait", *arguments)
-        proxy = self.containers().get("proxy")
+        self.wait_for_proxy()
+
+    def start(self, *services: str) -> None:
+        """Start services that were stopped, wait until they are healthy; unlike "up", no more."""
+        with step(f"start {' '.join(services)}", self):
+            for service in services:
+                self.containers(service)[service].start()
+            wait_for("all healthy", lambda: {*map(self.health, services)} == {"healthy"})
+        self.wait_for_proxy()
+
+    def wait_for_proxy(self) -> None:
+        """Wait until the proxy, if it runs, has heard of all that is behind it."""
+        proxy = self.containers("proxy").get("proxy")
         if proxy and proxy.status == "running" and not self.engine:
             # When all that is behind it has new addresses, nginx needs a moment to hear of them.
             wait_for("the proxy to reach web and Flower", self.reaches_all)
 
     def reaches_all(self) -> bool:
         """Return whether the proxy reaches a web, and Flower if that runs."""
-        flower = self.containers().get("flower")
+        flower = self.containers("flower").get("flower")
         paths = ["/healthz", *(["/flower/"] if flower and flower.status == "running" else [])]
         try:
             return all(self.get(path).status_code not in (502, 504) for path in paths)
@@ -191,7 +203,7 @@ class Stack:
         evidence.keep_before_removal()
         self.close_shell()
         self.compose(
-            "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3", check=False
+            "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "0", check=False
         )
         # Not images.list(), which asks for each once more and fails when one was removed meanwhile.
         for image in self.docker.api.images():
@@ -199,16 +211,17 @@ class Stack:
                 if tag.startswith((f"{self.slug}:", f"{self.slug}-")):
                     self.docker.images.remove(tag, force=True)
 
-    def containers(self) -> dict[str, Container]:
-        """Return the containers by the name of their service, one-shots included."""
+    def containers(self, service: str = "") -> dict[str, Container]:
+        """Return the containers by the name of their service, one-shots included; or only one."""
         evidence.involve(self)
-        label = f"com.docker.compose.project={self.slug}"
-        found = self.docker.containers.list(all=True, filters={"label": label})
+        labels = [f"com.docker.compose.project={self.slug}"]
+        labels += [f"com.docker.compose.service={service}"] if service else []
+        found = self.docker.containers.list(all=True, filters={"label": labels})
         return {container.labels["com.docker.compose.service"]: container for container in found}
 
     def health(self, service: str) -> str:
         """Return "healthy", "unhealthy" or "starting"."""
-        return self.containers()[service].attrs["State"]["Health"]["Status"]
+        return self.containers(service)[service].attrs["State"]["Health"]["Status"]
 
     def manage(self, *arguments: str, service: str = "web-a") -> str:
         """Run ./manage.py in a running container."""

@@ -148,7 +148,7 @@ def test_a_backup_that_fails_says_so_and_leaves_no_file(production: Stack, tmp_p
     try:
         done = ops(production, "backup", f"--to={tmp_path}")
     finally:
-        production.up()
+        production.start("db")
     assert done.returncode == 1
     assert "No backup was made. This failed: " in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]

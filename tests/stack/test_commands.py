@@ -217,7 +217,7 @@ def test_a_rate_limit_that_a_worker_missed_is_reported(production: Stack) -> Non
     try:
         printed = production.manage("rate_limit", "probe.tasks.sleep", "0")
     finally:
-        production.up()
+        production.start("worker-notify")
     assert printed.splitlines()[-1].split() == ["notify", "no", "answer"]
 
 

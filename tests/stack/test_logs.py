@@ -185,6 +185,7 @@ def sentry(production: Stack) -> Iterator[Container]:
     tag = f"{production.slug}-sentry"
     env = production.folder / ".env"
     before = env.read_text()
+    changed = ["web-a", "web-b", "worker-notify", "flower"]
     production.docker.images.build(rm=True, path=str(Path(__file__).parent / "sentry"), tag=tag)
     container = production.docker.containers.create(tag, name=tag)
     try:
@@ -195,11 +196,11 @@ def sentry(production: Stack) -> Iterator[Container]:
         container.start()
         production.docker.images.get(f"{production.slug}:latest").tag(production.slug, "v9")
         production.set(SENTRY_DSN="http://key@sentry:9000/1", IMAGE_TAG="v9")
-        production.up("--no-deps", "web-a", "web-b", "worker-notify", "flower")
+        production.up("--no-deps", *changed)
         yield container
     finally:
         env.write_text(before)
-        production.up()
+        production.up("--no-deps", *changed)
         container.remove(force=True)
 
 

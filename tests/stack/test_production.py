@@ -155,7 +155,7 @@ def test_a_stopped_worker_ends_its_task_first(production: Stack) -> None:
         stop.result()
     assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
     assert production.result(task, timeout=1) == "waited"
-    production.up()
+    production.start("worker-notify")
 
 
 def test_flower_remembers_its_tasks_over_a_restart(production: Stack) -> None:
@@ -340,19 +340,20 @@ def test_the_proxy_follows_its_upstreams_to_other_addresses(production: Stack) -
         for _ in services
     ]
     try:
-        production.compose("restart", "proxy")
-        wait_for("the proxy lives alone", lambda: production.health("proxy") == "healthy")
-        alone = production.get("/")
-        assert alone.status_code == 502
-        assert "One moment, please" in alone.text
-        production.up()
+        try:
+            production.compose("restart", "proxy")
+            wait_for("the proxy lives alone", lambda: production.health("proxy") == "healthy")
+            alone = production.get("/")
+            assert alone.status_code == 502
+            assert "One moment, please" in alone.text
+        finally:
+            production.up()  # whatever happened: the tests that follow need it
         assert not {address(service) for service in services} & set(before.values())
         wait_for("web answers", lambda: production.get("/healthz").status_code == 200)
         wait_for("Flower answers", lambda: production.get("/flower/").status_code == 401)
     finally:
         for squatter in squatters:
             squatter.remove(force=True)
-        production.up()  # whatever happened: the tests that follow need it
 
 
 # Peers that die -----------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     wait_for("it is a dead letter", lambda: dead() == 1)
     assert ledger.drain("behind").lost == 0
     assert ledger.ask("started, done", "poison") == ["6", "0"]
-    rabbitmq.up()
+    rabbitmq.start("cache")
 
     assert "poison-0" in rabbitmq.shell(look)
     assert dead() == 1, "looking took it"
@@ -228,7 +228,7 @@ def test_readyz_names_the_broker_when_it_is_dead(rabbitmq: Stack) -> None:
     try:
         answer = rabbitmq.get("/readyz").json()
     finally:
-        rabbitmq.up()
+        rabbitmq.start("broker")
     assert answer == {"database": "ok", "broker": "down", "cache": "ok"}
 
 
