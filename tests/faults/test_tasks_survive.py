@@ -187,8 +187,7 @@ def test_a_killed_move_of_a_queue_loses_and_doubles_no_task(stack: Stack, ledger
     try:
         ledger.send("work", "moved", 1000, 0)
         for _ in range(2):
-            command = ["./manage.py", "shell", "--no-imports", "--command", MOVE]
-            printed = stack.compose("exec", "--no-TTY", "web-a", *command, check=False)
+            printed = stack.manage("shell", "--no-imports", "--command", MOVE, check=False)
             assert "all are moved" not in printed
         moved = stack.manage("move_queue", "crawl", "default")
         (count,) = re.findall(r"Moved (\d+) tasks from crawl to default", moved)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import threading
+from pathlib import Path
 
 # Imports Django once; each piece of code then runs in a fork of its own, so that none sees what
 # another one left behind.
@@ -11,22 +12,26 @@ SERVER = """
 import json, os, sys, tempfile, traceback
 import django
 django.setup()
+nothing = os.open(os.devnull, os.O_RDONLY)
 for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
+            os.dup2(nothing, 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             status = 1
             try:
                 exec(json.loads(line), {"__name__": "__main__"})
                 status = 0
+            except SystemExit as error:
+                status = 1 if error.code else 0
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-        status = os.waitpid(child, 0)[1]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         out.seek(0)
         err.seek(0)
         print(json.dumps([status, out.read().decode(), err.read().decode()]), flush=True)
@@ -36,8 +41,11 @@ for line in sys.stdin:
 class DjangoShell:
     """One such process, in one container."""
 
-    def __init__(self, container: str, environment: dict[str, str]) -> None:
-        """Start it in the container of this id."""
+    def __init__(
+        self, container: str, environment: dict[str, str], sources: dict[Path, int]
+    ) -> None:
+        """Start it in the container of this id, with the code as it is: `sources`."""
+        self.sources = sources
         self.lock = threading.Lock()
         self.process = subprocess.Popen(
             ["docker", "exec", "--interactive", container, "python", "-c", SERVER],

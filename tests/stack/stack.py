@@ -223,24 +223,31 @@ class Stack:
         """Return "healthy", "unhealthy" or "starting"."""
         return self.containers(service)[service].attrs["State"]["Health"]["Status"]
 
-    def manage(self, *arguments: str, service: str = "web-a") -> str:
-        """Run ./manage.py in a running container."""
-        return self.compose("exec", "--no-TTY", service, "./manage.py", *arguments)
+    def manage(self, *arguments: str, check: bool = True) -> str:
+        """Run ./manage.py in web-a; return what it printed."""
+        code = f"from django.core.management import execute_from_command_line as run; run({['./manage.py', *arguments]})"
+        # The second time in another shell, when the container of the first was replaced.
+        done = self.python_by_shell(code) or self.python_by_shell(code)
+        if done is None:
+            command = ("exec", "--no-TTY", "web-a", "./manage.py", *arguments)
+            return self.compose(*command, check=check)
+        status, out, err = done
+        if check:
+            assert status == 0, f"./manage.py {' '.join(arguments)}: {out}{err}"
+        return out if check else out + err
 
     def python(self, code: str) -> str:
         """Run `code` in Django's shell, in web-a, and return what it prints."""
-        done = None if self.code_changes else self.python_by_shell(code)
-        if done is None:
-            return self.manage("shell", "--no-imports", "--command", code).strip()
-        status, out, err = done
-        assert status == 0, f"{code}: {out}{err}"
-        return out.strip()
+        return self.manage("shell", "--no-imports", "--command", code).strip()
 
     def python_by_shell(self, code: str) -> tuple[int, str, str] | None:
         """Return status, stdout and stderr; None when the shell is in use, or web-a is not there."""
+        sources = self.sources() if self.code_changes else {}
+        if self.django_shell and self.django_shell.sources != sources:
+            self.close_shell()
         if not self.django_shell:
             container = (self.compose("ps", "--quiet", "web-a", check=False).split() or [""])[0]
-            self.django_shell = DjangoShell(container, self.environment())
+            self.django_shell = DjangoShell(container, self.environment(), sources)
         shell = self.django_shell
         if not shell.lock.acquire(blocking=False):
             return None
@@ -254,6 +261,10 @@ class Stack:
             self.close_shell()
         return done
 
+    def sources(self) -> dict[Path, int]:
+        """Return the time of the last change of each module."""
+        return {path: path.stat().st_mtime_ns for path in self.folder.rglob("*.py")}
+
     def close_shell(self) -> None:
         """End the Django shell, if there is one."""
         if self.django_shell:
@@ -261,7 +272,7 @@ class Stack:
             self.django_shell = None
 
     def inspect(self, method: str) -> dict[str, Any]:
-        """Ask the running workers through `celery inspect METHOD`, and wait until each replied."""
+        """Ask the running workers as `celery inspect METHOD` does; wait until each replied."""
         running = [name for name, found in self.containers().items() if found.status == "running"]
         nodes = [
             f"{name.removeprefix('worker-')}@{self.slug}"
@@ -269,16 +280,18 @@ class Stack:
             if name.startswith("worker-")
         ]
 
+        code = (
+            "import json; from config.celery import app;"
+            f"inspect = app.control.inspect({nodes}, timeout=10);"
+            f"print(json.dumps(inspect.{method}() or {{}}))"
+        )
+
         def replies() -> dict[str, Any] | None:
             # It ends as soon as all have replied. A worker that has just started misses a question.
             try:
-                printed = self.compose(
-                    *("exec", "--no-TTY", "web-a", "celery", "inspect", method, "--json"),
-                    *("--timeout=10", f"--destination={','.join(nodes)}"),
-                )
-            except AssertionError:  # nobody replied
+                found = json.loads(self.python(code).splitlines()[-1])
+            except AssertionError:  # the broker does not answer
                 return None
-            found = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
             return found if found.keys() >= set(nodes) else None
 
         return wait_for("a reply of each worker", replies)

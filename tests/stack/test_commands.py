@@ -10,9 +10,9 @@ from .stack import Stack, wait_for
 
 def refused(stack: Stack, *arguments: str) -> str:
     """Run a command that ends with an error; return its one sentence."""
-    code, printed = stack.containers()["web-a"].exec_run(["./manage.py", *arguments])
-    assert code == 1
-    (sentence,) = re.findall("^CommandError: (.*)$", printed.decode(), re.MULTILINE)
+    with pytest.raises(AssertionError) as error:
+        stack.manage(*arguments)
+    (sentence,) = re.findall("CommandError: (.*)$", str(error.value), re.MULTILINE)
     return sentence
 
 
