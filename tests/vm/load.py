@@ -94,7 +94,7 @@ class Visitors:
 
     def visit(self) -> requests.Response:
         """Ask for a page on a connection of its own."""
-        time.sleep(0.1)
+        time.sleep(0.25)
         answer = self.vm.get("/probe/request")
         if answer.status_code == 200:
             self.versions.add(answer.json()["version"])

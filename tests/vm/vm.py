@@ -41,11 +41,11 @@ class ProductionVm(Vm):
         ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F none {options} -oLogLevel=ERROR "$@"\n')
         ssh.chmod(0o755)
 
-    @property
-    def address(self) -> str:
-        """Return its IP address."""
+    def boot(self) -> None:
+        """Switch on, and learn the address, once: each visitor of the site needs it all the time."""
+        super().boot()
         inspect = ["inspect", "--format={{.NetworkSettings.IPAddress}}", self.name]
-        return docker(*inspect).strip()
+        self.address = docker(*inspect).strip()
 
     @property
     def host(self) -> str:
@@ -141,9 +141,15 @@ class ProductionVm(Vm):
         """Wait until these services run, and no others, and are healthy."""
 
         def healthy() -> bool:
-            there = self.here("docker compose ps --services || true").split()
+            # ops/status costs much, so that it is asked only at the end.
+            line = (
+                "docker ps --filter label=com.docker.compose.oneoff=False"
+                " --format '{{.Label \"com.docker.compose.service\"}} {{.Status}}' || true"
+            )
+            rows = [row.split(maxsplit=1) for row in self.here(line).splitlines()]
+            there = {service for service, status in rows if "(healthy)" in status}
             look = "ops/status > /dev/null && echo healthy || true"
-            return set(there) == services and "healthy" in self.here(look)
+            return there == services and len(rows) == len(there) and "healthy" in self.here(look)
 
         try:
             wait_for("all healthy", healthy, seconds)
@@ -182,8 +188,9 @@ class ProductionVm(Vm):
     def count(self, what: str, key: str) -> list[int]:
         """Select `what` of the ledger's tasks whose keys begin with `key`."""
         query = f"SELECT {what} FROM ledger_entry WHERE key LIKE '{key}-%'"
-        psql = f"docker compose exec -T db psql -U app -d app -tA -c {shlex.quote(query)}"
-        return [int(number) for number in self.here(psql).strip().split("|")]
+        psql = ("psql", "--username=app", "--dbname=app", "-tA", "-c", query)
+        printed = self.run("docker", "exec", f"{self.stack.slug}-db-1", *psql)
+        return [int(number) for number in printed.strip().split("|")]
 
     # Network ---------------------------------------------------------------------------------------
 
