@@ -224,7 +224,7 @@ class Machine(Vm):
             all_back = all(set(found[side].values()) == {"back"} for side in sides)
             if all_back or time.monotonic() > deadline:
                 break
-            time.sleep(0.5)
+            time.sleep(1)
         return {
             side: what.pop() if len(what := set(fares.values())) == 1 else str(fares)
             for side, fares in found.items()
