@@ -63,11 +63,12 @@ def contents(stack: Stack, service: str) -> str:
 
 @pytest.fixture(params=BROKER)
 def data(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """Database and broker, which ran once; nothing runs."""
+    """A broker, and beside one of them the database, which ran once; nothing runs."""
     stack = Stack(tmp_path, LAPTOP)
     try:
         stack.set(BROKER=request.param)
-        stack.compose("up", "--detach", "--wait", "db", "broker")
+        services = ["db", "broker"] if request.param == "redis" else ["broker"]
+        stack.compose("up", "--detach", "--wait", *services)
         stack.compose("down")
         yield stack
     finally:
@@ -76,7 +77,8 @@ def data(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 def test_data_of_another_version_is_refused_with_a_sentence_and_not_touched(data: Stack) -> None:
     broker = BROKER[data.settings["BROKER"]]
-    for service, its in [("db", DATABASE), ("broker", broker)]:
+    beside = [("db", DATABASE)] if broker.name == "Redis" else []
+    for service, its in [*beside, ("broker", broker)]:
         for other in ("1.9", "99.0"):
             in_volume(data, service, f"mv {its.now} {other}")
             before = contents(data, service)
