@@ -108,7 +108,7 @@ def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: 
         crawl.get_by_text("Waiting until the worker is up again").wait_for()
         crawl.locator(".waiting").get_by_text("1", exact=True).wait_for()
     finally:
-        laptop.up()
+        laptop.start("worker-crawl")
     crawl.get_by_text(f"Done by crawl@{laptop.slug}.").wait_for()
     wait_for_summary(page, UP)
 
@@ -163,7 +163,7 @@ def test_an_unavailable_service_is_named_until_it_is_back(
         state.get_by_text("down").wait_for()
         told.get_by_text(unknown, exact=True).wait_for()
     finally:
-        laptop.up()
+        laptop.start(service)
     state.get_by_text("up").wait_for()
     wait_for_summary(page, UP)
     told.get_by_text(known, exact=True).wait_for()
