@@ -30,7 +30,7 @@ def slowly(body: bytes) -> Iterator[bytes]:
     size = len(body) // 20 + 1
     for start in range(0, len(body), size):
         yield body[start : start + size]
-        time.sleep(0.25)
+        time.sleep(0.1)
 
 
 class Visitors:
@@ -94,7 +94,7 @@ class Visitors:
 
     def visit(self) -> requests.Response:
         """Ask for a page on a connection of its own."""
-        time.sleep(0.25)
+        time.sleep(0.1)
         answer = self.vm.get("/probe/request")
         if answer.status_code == 200:
             self.versions.add(answer.json()["version"])
