@@ -124,6 +124,51 @@ def test_guessing_passwords_is_slowed_down(production: Stack) -> None:
     assert answers[:50] == [401] * 50
 
 
+EVERY_PAGE_OF_FLOWER = """
+import base64, http.client, json, os, re
+from flower.urls import handlers
+
+login = base64.b64encode(os.environ["FLOWER_BASIC_AUTH"].encode()).decode()
+found = {}
+
+def ask(method, path):
+    client = http.client.HTTPConnection("localhost", 5555)
+    client.request(method, "/flower" + path, headers={"Authorization": "Basic " + login})
+    answer = client.getresponse()
+    found[method + " " + path] = answer.status, answer.read().decode()
+
+for handler in handlers:
+    pattern = handler[0] if isinstance(handler, tuple) else handler.regex.pattern
+    path = pattern.rstrip("$")
+    for value in THERE if "(" in path else [""]:
+        ask("GET", re.sub(r"\\(.*\\)", value, path))
+    ask("POST", re.sub(r"\\(.*\\)", "nobody", path))  # what is not there is not changed
+ask("GET", "/api/workers?refresh=1")
+print(json.dumps(found))
+"""
+
+
+def test_flower_shows_no_secret(production: Stack) -> None:
+    """Every page and every endpoint of its API, with a password."""
+    task = production.send("default", steps=1)
+    production.result(task)
+    there = [f"default@{production.slug}", task, "stack.tasks.sample"]
+    secrets = {
+        name: value
+        for name, value in production.settings.items()
+        if re.search("PASSWORD|KEY", name) and value
+    }
+    assert {"SECRET_KEY", "POSTGRES_PASSWORD", "BROKER_PASSWORD", "CACHE_PASSWORD"} < set(secrets)
+    code = f"THERE = {there!r}\n{EVERY_PAGE_OF_FLOWER}"
+    pages = json.loads(production.compose("exec", "--no-TTY", "flower", "python", "-c", code))
+    for page in ("workers", "tasks", "broker", f"task/{task}", f"api/task/result/{task}"):
+        assert pages[f"GET /{page}"][0] == 200, page
+    for page in (f"worker/{there[0]}", "api/workers?refresh=1"):
+        assert "task_acks_late" in pages[f"GET /{page}"][1], "not the configuration of a worker"
+    shown = [(name, page) for name in secrets for page in pages if secrets[name] in pages[page][1]]
+    assert shown == []
+
+
 # Forged -------------------------------------------------------------------------------------------
 
 
@@ -352,6 +397,7 @@ def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
 ROWS = {
     "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
+    "secrets of `.env` in Flower, with its password": "test_flower_shows_no_secret",
     "guessing passwords": "test_guessing_passwords_is_slowed_down",
     "a false `Host`": "test_a_wrong_host_header_is_refused",
     "forged `X-Forwarded-*`": "test_forged_forwarding_headers_change_nothing",

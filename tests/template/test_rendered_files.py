@@ -115,6 +115,7 @@ stack/celery/django_tasks.py
 stack/celery/request.py
 stack/celery/results.py
 stack/celery/scheduler.py
+stack/celery/settings.py
 stack/celery/signals.py
 stack/celery/task.py
 stack/checks.py

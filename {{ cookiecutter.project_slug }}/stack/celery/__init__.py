@@ -3,6 +3,7 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 
 | hook | where | why |
 |---|---|---|
+| the project's settings | settings.py | a worker shows Flower its configuration: no settings but Celery's |
 | default settings | defaults.py | reliability; each may be overridden as CELERY_… in the project's settings |
 | class of every task | task.py | refusals, redeliveries, retries |
 | class of a worker's request | request.py | log lines about a task whose child process ended |
@@ -14,11 +15,13 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | kombu's transport for Redis | ../brokers/redis_transport.py | no lost task, early redelivery |
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import celery
 
 from . import defaults, signals
+from .settings import CelerySettings
 
 
 class Celery(celery.Celery):
@@ -36,3 +39,7 @@ class Celery(celery.Celery):
             ["redis", "rediss"], "stack.celery.results:Results"
         )
         signals.connect()
+
+    def prepare_config(self, c: Mapping[str, Any]) -> Any:
+        """Return what Celery reads the project's settings from."""
+        return super().prepare_config(CelerySettings(c))  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ USED = [
     (RedisBackend, "_store_result", "stack/celery/results.py"),
     (BaseLoader, "override_backends", "stack/celery/__init__.py"),
     (Celery, "task_cls", "stack/celery/__init__.py"),
+    (Celery, "prepare_config", "stack/celery/__init__.py"),
     (base, "calculate_routing_key", "stack/brokers/rabbitmq.py"),
     (task, "get_actual_ignore_result", "stack/celery/results.py"),
     (Consumer, "on_connection_error_after_connected", "stack/celery/consumer.py"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from celery import current_app
 
 SHOW = """
 import os, sys
@@ -28,6 +29,9 @@ def show(override: str, value: str) -> str:
         ("", "app.conf.task_acks_late", "True"),
         ("CELERY_TASK_ACKS_LATE = False", "app.conf.task_acks_late", "False"),
         ("CELERY_WORKER_CONCURRENCY = 7", "app.conf.worker_concurrency", "7"),
+        ("CELERY_WORKER_CONCURRENCY = 7", "app.conf.table()['worker_concurrency']", "7"),
+        ("SHOP_URL = 'https://user:secret@shop'", "'secret' in str(app.conf.table())", "False"),
+        ("CELERY_BROKER_URL = 'amqp://a:secret@b'", "'secret' in str(app.conf.table())", "False"),
         ("TASK_TIME_LIMIT = 1000", "app.conf.task_soft_time_limit", "900.0"),
         (
             "TASK_TIME_LIMIT = 1000",
@@ -59,6 +63,11 @@ def show(override: str, value: str) -> str:
 )
 def test_a_setting_is_overridden(override: str, value: str, expected: str) -> None:
     assert show(override, value) == expected
+
+
+def test_a_test_may_override_a_setting_of_celery(settings) -> None:
+    settings.CELERY_TASK_ALWAYS_EAGER = True
+    assert current_app.conf.task_always_eager is True
 
 
 def test_a_broker_without_a_module_is_refused() -> None:
