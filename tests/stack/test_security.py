@@ -4,10 +4,14 @@ import io
 import json
 import re
 import select
+import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import docker
 import pytest
 import requests
 
@@ -354,6 +358,38 @@ def test_no_upload_runs_in_a_browser(production: Stack, name: str, content: byte
     assert answer.headers["X-Frame-Options"] == "DENY"
 
 
+def test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git(
+    production: Stack, tmp_path: Path
+) -> None:
+    """As commands of docs/production.md leave it there, and people do."""
+    folder = tmp_path / "project"
+    shutil.copytree(production.folder, folder)
+    mark = f"LEFTOVER{time.monotonic_ns()}"
+    names = (
+        "database.dump database.sql db.sqlite3 deploy/database.dump media.tar media.tar.gz media.zip"
+        " uploads.tgz site.tar site.tar.half backups/a.tar privkey.pem nginx/privkey.pem"
+        " probe/service.key .env .env.production .env.backup deploy/.env deploy/.env.production"
+    )
+    for name in names.split():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{mark}\n")
+    git = ["git", "-C", str(folder)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    found = subprocess.run([*git, "grep", "--cached", "-l", mark], capture_output=True, text=True)
+    assert found.stdout.splitlines() == []
+    tracked = subprocess.check_output([*git, "ls-files"], text=True).splitlines()
+    assert {".env.example", "compose.yaml", "ops/deploy"} < set(tracked)
+    for target, where in (("app", ["/app", "/srv"]), ("proxy", ["/etc/nginx"])):
+        image = f"{production.slug}-leftovers:{target}"  # removed with the stack
+        production.shell(f"docker build --quiet --target {target} --tag {image} {folder}")
+        grep = ["grep", "--recursive", "--files-with-matches", mark, *where]
+        with pytest.raises(docker.errors.ContainerError) as nothing:
+            production.docker.containers.run(image, grep[1:], entrypoint="grep", remove=True)
+        assert nothing.value.exit_status == 1  # found nothing
+
+
 # Traces -------------------------------------------------------------------------------------------
 
 
@@ -407,6 +443,7 @@ ROWS = {
     "slow requests, many connections": "test_slow_requests_are_ended_and_one_address_has_200_at_most",
     "path traversal in static and media files": "test_no_path_leads_out_of_static_and_media",
     "an upload that a browser would run": "test_no_upload_runs_in_a_browser",
+    "dumps, archives, keys and copies of `.env` in the project's folder": "test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git",
     "log injection": "test_no_line_of_a_log_can_be_forged",
     "versions in answers": "test_responses_contain_no_versions",
 }
