@@ -390,6 +390,32 @@ def test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git(
         assert nothing.value.exit_status == 1  # found nothing
 
 
+# Inside a container -------------------------------------------------------------------------------
+
+FORKS = """
+import subprocess
+started = []
+try:
+    while len(started) < 2000:
+        started.append(subprocess.Popen(["sleep", "600"]))
+except BlockingIOError:
+    pass
+print(len(started))
+for process in started:
+    process.kill()
+"""
+
+
+def test_one_container_cannot_use_up_the_machine(production: Stack) -> None:
+    for name, container in production.containers().items():
+        host = container.attrs["HostConfig"]
+        assert host["PidsLimit"] == 500, name
+        if name != "migrate":  # ends by itself
+            assert host["MemorySwap"] == host["Memory"] > 0, name  # the former is both together
+    run = ["run", "--rm", "--no-TTY", "--no-deps", "web"]
+    assert int(production.compose(*run, "python", "-c", FORKS)) < 500
+
+
 # Traces -------------------------------------------------------------------------------------------
 
 
@@ -444,6 +470,7 @@ ROWS = {
     "path traversal in static and media files": "test_no_path_leads_out_of_static_and_media",
     "an upload that a browser would run": "test_no_upload_runs_in_a_browser",
     "dumps, archives, keys and copies of `.env` in the project's folder": "test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git",
+    "a program in a container that takes memory or processes without end": "test_one_container_cannot_use_up_the_machine",
     "log injection": "test_no_line_of_a_log_can_be_forged",
     "versions in answers": "test_responses_contain_no_versions",
 }

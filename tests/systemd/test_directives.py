@@ -74,6 +74,24 @@ def test_the_web_gets_more_cpu_than_the_worker(machine: Machine) -> None:
     assert web / worker == shares[0] / shares[1] == 4
 
 
+def shown(machine: Machine, name: str) -> set[str]:
+    """Return the values that a directive has in the units."""
+    units = machine.run("systemctl", "show", f"--property={name}", "--value", *ROLES)
+    return set(units.split())
+
+
+def test_there_is_a_limit_of_processes(machine: Machine) -> None:
+    limits = {machine.inspect(service)["HostConfig"]["PidsLimit"] for service in ROLES.values()}
+    assert shown(machine, "TasksMax") == set(map(str, limits)) == {"500"}
+
+
+def test_no_limit_of_memory_is_doubled_by_swap(machine: Machine) -> None:
+    assert shown(machine, "MemorySwapMax") == {"0"}
+    for service in ROLES.values():
+        host = machine.inspect(service)["HostConfig"]
+        assert host["MemorySwap"] == host["Memory"] > 0  # the former is both together
+
+
 def test_no_pid_file_and_no_folder_has_to_be_made(machine: Machine) -> None:
     machine.start()
     for service in ROLES.values():

@@ -138,6 +138,20 @@ def test_every_service_has_a_memory_limit(services: Services) -> None:
         assert int(service["mem_limit"]) >= 64 * 2**20, name
 
 
+def test_no_memory_limit_is_doubled_by_swap(services: Services) -> None:
+    for name, service in services.items():
+        assert service.get("memswap_limit") == service.get("mem_limit"), name
+
+
+def test_every_service_has_a_limit_of_processes(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
+) -> None:
+    copy = changed(defaults, "# MAX_PROCESSES=500", "MAX_PROCESSES=321")
+    for folder, limit in ((defaults, 500), (copy, 321)):
+        services = compose(folder, mode)["services"]
+        assert {service.get("pids_limit") for service in services.values()} == {limit}
+
+
 def test_pages_get_the_cpu_before_tasks(services: Services) -> None:
     assert services["web-a"]["cpu_shares"] > services["worker-default"]["cpu_shares"]
 
