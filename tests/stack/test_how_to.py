@@ -70,6 +70,9 @@ def apply_everything(stack: Stack) -> None:
     request = '                "django.template.context_processors.request",\n'
     stack.edit(settings, request, f"{request}                {processor},\n")
 
+    (pickles,) = blocks(stack, "Cache pages and objects")
+    append(stack, settings, pickles)
+
     hosts, redirect = blocks(stack, "Serve a second domain")
     name, _, value = hosts.strip().partition("=")
     stack.set(**{name: value})
@@ -122,6 +125,19 @@ def test_the_page_is_that_of_the_app_with_a_script_of_its_own(project: Stack) ->
     policy = answer.headers["Content-Security-Policy"]
     assert f"script-src 'self' 'nonce-{nonce}' https://cdn.example;" in policy
     assert f"img-src 'self' {project.settings['S3_ORIGIN']}" in policy
+
+
+def test_a_page_is_cached_in_the_cache_that_pickles(project: Stack) -> None:
+    code = (
+        "from django.http import HttpResponse; from django.test import RequestFactory;"
+        "from django.views.decorators.cache import cache_page; made = [];"
+        "make = lambda request: made.append(1) or HttpResponse('page');"
+        "view = cache_page(60, cache={cache!r})(make);"
+        "print([view(RequestFactory().get('/', headers={{'Host': 'localhost'}})).content for _ in range(2)], len(made))"
+    )
+    assert project.python(code.format(cache="pickles")) == "[b'page', b'page'] 1"
+    with pytest.raises(AssertionError, match="not JSON serializable"):
+        project.python(code.format(cache="default"))
 
 
 def test_everything_is_below_the_path(project: Stack) -> None:

@@ -108,6 +108,7 @@ stack/brokers/__init__.py
 stack/brokers/rabbitmq.py
 stack/brokers/redis.py
 stack/brokers/redis_transport.py
+stack/cache.py
 stack/celery/__init__.py
 stack/celery/consumer.py
 stack/celery/defaults.py
@@ -155,6 +156,7 @@ stack/sentry.py
 stack/settings.py
 stack/tasks.py
 stack/testing.py
+stack/tests/test_cache.py
 stack/tests/test_canvas.py
 stack/tests/test_commands.py
 stack/tests/test_dashboard.py

@@ -7,6 +7,7 @@ uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too
 
 import re
 from pathlib import Path
+from typing import Any
 
 import kombu.transport
 import pytest
@@ -19,6 +20,7 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
+from django.core.cache import caches
 from django.db.backends.postgresql.base import DatabaseWrapper
 from gunicorn.arbiter import Arbiter
 from kombu import common
@@ -43,6 +45,8 @@ CHANNEL = [
 ]
 POLLER = ["_register_BRPOP", "_register_LISTEN"]
 QOS = ["append", "ack", "restore_unacked", "restore_unacked_once", "restore_visible", "_flush"]
+django_cache: Any = caches["default"]
+
 USED = [
     (RedisBackend, "_get_result_meta", "stack/celery/results.py"),
     (RedisBackend, "_store_result", "stack/celery/results.py"),
@@ -76,6 +80,7 @@ USED = [
     (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/redis.py"),
     (_RESP3Parser, "set_invalidation_push_handler", TRANSPORT),
     (DatabaseWrapper, "pool", "stack/database.py"),
+    (django_cache._cache, "_serializer", "stack/settings.py"),
     (Arbiter, "murder_workers", "gunicorn.conf.py"),
     (UvicornWorker, "CONFIG_KWARGS", "gunicorn.conf.py"),
     (Server, "capture_signals", "stack/dashboard/live.py"),
