@@ -21,6 +21,10 @@ with open(sys.argv[1], "r+b") as file:
 """
 
 
+# What anybody can see meanwhile.
+PROCESSES = "while sleep 1; do ps -eo args >> /root/processes; done"
+
+
 def instance(vm: ProductionVm, unit: str) -> str:
     """Return the name of a unit of this project."""
     return f"{unit.partition('.')[0]}@srv-{vm.stack.slug}.{unit.partition('.')[2]}"
@@ -62,8 +66,16 @@ def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
             "bad.tar is damaged or no bundle; copy it again. The site is as it was.\nended with 1\n"
         ), printed
         assert vm.run("docker", "image", "ls", "--quiet") == ""
+        vm.run("systemd-run", "--unit=look", "sh", "-c", PROCESSES)
+        vm.run("sh", "-c", "echo a-chosen-secret > /root/secret")
+        options += " --set FLOWER_PASSWORD < /root/secret"
         printed = vm.run("sh", "-c", install.format(f"site.tar {options}"), timeout=600)
         assert printed.endswith("ended with 0\n"), printed
+        vm.run("systemctl", "stop", "look")
+        assert vm.settings()["FLOWER_PASSWORD"] == "a-chosen-secret"
+        seen = vm.run("cat", "/root/processes")
+        assert "/ops/release " in seen
+        assert "a-chosen-secret" not in seen
         vm.wait_until_healthy(services)
         assert vm.settings()["SECRET_KEY"] != secret
         vm.here("ops/restore --yes /tmp/kept/*.tar")

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from getpass import getpass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,39 @@ def add_move_queue(parser: argparse.ArgumentParser) -> None:
         metavar="OLD=NEW",
         help="move the tasks of a queue that this version no longer has; again for more",
     )
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add --set, whose words `values` below reads."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a line of the VM's .env; again for more. Without a value it is asked for, or read\n"
+        "from standard input, one line for each: a secret, since everybody on a machine can\n"
+        "see its command lines",
+    )
+
+
+def values(words: list[str]) -> dict[str, str]:
+    """Return names and values of --set. Failed for a wrong name, no value, a secret that all can see."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not re.fullmatch("[A-Z][A-Z0-9_]*", name):
+            raise Failed(f"--set takes NAME=VALUE or NAME, not {word}.")
+        if equals and re.search("(PASSWORD|KEY|SECRET|TOKEN|DSN)=|=.*://.*@", word):
+            raise Failed(
+                f"Others can see this command line: use --set {name}, which reads the value."
+            )
+        if not equals:
+            terminal = sys.stdin.isatty()
+            value = getpass(f"{name}: ") if terminal else sys.stdin.readline().rstrip("\n")
+            if not value:
+                raise Failed(f"Standard input has no value for {name}.")
+        found[name] = value
+    return found
 
 
 def start(main: Callable[[], None], interrupted: str = "Interrupted.") -> None:

@@ -33,7 +33,19 @@ def test_every_command_shows_its_help(command: str) -> None:
     ("command", "sentence"),
     [
         (["deploy"], "Name the VM, user@host, or a file, --bundle FILE."),
-        (["deploy", "--set", "x", "vm"], "--set takes NAME=VALUE, not x."),
+        (["deploy", "--set", "x", "vm"], "--set takes NAME=VALUE or NAME, not x."),
+        (
+            ["deploy", "--set", "SECRET_KEY=x", "vm"],
+            "Others can see this command line: use --set SECRET_KEY, which reads the value.",
+        ),
+        (
+            ["deploy", "--set", "CACHE_URL=redis://:x@host", "vm"],
+            "Others can see this command line: use --set CACHE_URL, which reads the value.",
+        ),
+        (
+            ["deploy", "--set", "SECRET_KEY", "vm"],
+            "Standard input has no value for SECRET_KEY.",
+        ),
         (["install"], "This changes the system: run it as root, sudo ops/install."),
         (["release", "--before"], "There is no version before this one."),
         (
