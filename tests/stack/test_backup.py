@@ -120,6 +120,43 @@ def test_a_backup_is_restored_onto_an_empty_machine(production: Stack, tmp_path:
     assert (production.folder / ".env").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_volume_in_which_the_sites_role_is_a_superuser_is_restored_and_changed(
+    production: Stack, tmp_path: Path
+) -> None:
+    """Earlier versions made such volumes; the manual says how the role loses its rights."""
+    make_user(production, "owner")
+    before = users(production)
+    file = backup(production, tmp_path)
+    production.compose("--profile", "*", "down", "--volumes", "--timeout", "10")
+    lines = [
+        "services: {db: {entrypoint: [docker-entrypoint.sh, postgres], environment:",
+        " {POSTGRES_USER: app, POSTGRES_PASSWORD: $POSTGRES_PASSWORD}}}",
+    ]
+    (tmp_path / "earlier.yaml").write_text("\n".join(lines))
+    files = ["compose.yaml", "compose.production.yaml", tmp_path / "earlier.yaml"]
+    options = [f"--file={name}" for name in files]
+    production.compose(*options, "up", "--detach", "--wait", "db")
+    assert is_superuser(production) == "on"
+
+    restore(production, file)
+    assert users(production) == before
+    assert is_superuser(production) == "on"
+
+    try:
+        for command in production.manual("upgrade.md", "The role of the database"):
+            production.shell(command)
+        assert users(production) == before
+        assert is_superuser(production) == "off"
+    finally:
+        shutil.rmtree(production.folder / "backups", ignore_errors=True)
+
+
+def is_superuser(stack: Stack) -> str:
+    """Return "on" when the site's role is a superuser."""
+    psql = ["exec", "--no-TTY", "db", "psql", "-tA", "-c", "SHOW is_superuser"]
+    return stack.compose(*psql).strip()
+
+
 def test_a_damaged_backup_changes_nothing(production: Stack, tmp_path: Path) -> None:
     file = backup(production, tmp_path)
     content = bytearray(file.read_bytes())

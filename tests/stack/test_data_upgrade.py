@@ -111,8 +111,8 @@ def name_images(stack: Stack, when: str) -> None:
 
 
 def database(stack: Stack, statement: str) -> str:
-    """Execute a statement as the owner of the database; return what it selects."""
-    psql = ["psql", "--username=app", "--dbname=app", "-qtA", "-c", statement]
+    """Execute a statement as the superuser; return what it selects."""
+    psql = ["psql", "--username=app_admin", "--dbname=app", "-qtA", "-c", statement]
     return stack.compose("exec", "--no-TTY", "db", *psql).strip()
 
 

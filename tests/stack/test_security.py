@@ -416,6 +416,40 @@ def test_one_container_cannot_use_up_the_machine(production: Stack) -> None:
     assert int(production.compose(*run, "python", "-c", FORKS)) < 500
 
 
+SQL = """
+import os, psycopg
+from django.db import Error, connection
+for statement in [
+    "COPY (SELECT 1) TO PROGRAM 'id'",
+    "COPY accounts_user FROM PROGRAM 'id'",
+    "SELECT pg_read_file('/etc/passwd')",
+    "SELECT lo_import('/etc/passwd')",
+    "ALTER SYSTEM SET application_name = other",
+    "ALTER ROLE CURRENT_USER SUPERUSER",
+    "CREATE ROLE other SUPERUSER",
+    "CREATE DATABASE other",
+]:
+    try:
+        connection.cursor().execute(statement)
+    except Error as error:
+        print(type(error.__cause__).__name__)
+    else:
+        print(statement)
+superuser = os.environ["POSTGRES_USER"] + "_admin"
+try:
+    psycopg.connect(host="db", user=superuser, password=os.environ["POSTGRES_PASSWORD"], dbname="postgres")
+except psycopg.OperationalError as error:
+    print("authentication failed" in str(error))
+"""
+
+
+def test_sql_cannot_leave_the_database(production: Stack) -> None:
+    assert production.python(SQL).split() == ["InsufficientPrivilege"] * 8 + ["True"]
+    # The superuser is for those who may open a shell in the container.
+    psql = ["exec", "--no-TTY", "db", "psql", "--username=app_admin", "-tA", "-c"]
+    assert production.compose(*psql, "SHOW is_superuser").strip() == "on"
+
+
 # Traces -------------------------------------------------------------------------------------------
 
 
@@ -471,6 +505,7 @@ ROWS = {
     "an upload that a browser would run": "test_no_upload_runs_in_a_browser",
     "dumps, archives, keys and copies of `.env` in the project's folder": "test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git",
     "a program in a container that takes memory or processes without end": "test_one_container_cannot_use_up_the_machine",
+    "SQL injection: a shell, files, another database": "test_sql_cannot_leave_the_database",
     "log injection": "test_no_line_of_a_log_can_be_forged",
     "versions in answers": "test_responses_contain_no_versions",
 }

@@ -32,6 +32,8 @@ PROJECT = Path(__file__).resolve().parent.parent  # where commands run
 NAME = "{{ cookiecutter.project_slug }}"
 ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
 SILENCE = 30  # seconds after which a connection is lost
+# In the container of the database, for psql and the like: the role that owns all of the cluster.
+SUPERUSER = """$(psql --dbname=postgres -tAc 'SELECT rolname FROM pg_roles WHERE oid = 10')"""
 # A dead network is noticed after 20 s.
 SSH = ["ssh", "-oConnectTimeout=10", "-oServerAliveInterval=5", "-oServerAliveCountMax=4"]
 
