@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 
 import requests
 
@@ -11,6 +12,7 @@ from tests.faults.helpers import children, main_process
 from tests.stack.stack import Stack, wait_for
 
 MINUTE = 60  # seconds, in which the watchdog of an idle machine has replaced what hangs
+BROKERS = ["elsewhere", "paused"]
 PYTHON = ["web-a", "web-b", "worker-crawl", "worker-default", "worker-notify", "beat"]
 
 
@@ -79,6 +81,57 @@ def test_busy_children_and_unavailable_peers_are_not_a_hang(production: Stack) -
     assert [production.result(task) for task in tasks] == ["slept", "slept"]
     assert production.result(production.send("crawl", steps=1)).startswith("Done by")
     assert starts(production) == before
+
+
+ELSEWHERE = """
+services:
+  elsewhere: &redis
+    image: redis:8.0
+    networks: [inside]
+    command: [redis-server, --save, "", --protected-mode, "no"]
+  paused: *redis
+  worker-crawl:
+    environment: {CELERY_BROKER_URL: redis://elsewhere/0}
+    extra_hosts: ["broker:127.0.0.1"]
+  worker-notify:
+    environment: {CELERY_BROKER_URL: redis://paused/0}
+"""
+
+
+@contextlib.contextmanager
+def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
+    """Start two more brokers, which crawl and notify use instead; yield compose with them."""
+    file = stack.folder / "elsewhere.yaml"
+    file.write_text(ELSEWHERE)
+    names = ("compose.yaml", "compose.production.yaml", file.name)
+
+    def compose(*arguments: str) -> str:
+        return stack.compose(*(f"--file={name}" for name in names), *arguments)
+
+    try:
+        compose("up", "--detach", "--wait", "--no-deps", *BROKERS, "worker-crawl", "worker-notify")
+        yield compose
+    finally:
+        compose("rm", "--stop", "--force", *BROKERS)
+        file.unlink()
+        stack.up()
+
+
+def test_the_broker_that_counts_is_the_one_in_use(production: Stack) -> None:
+    """Crawl hangs and its own broker answers; notify waits for its own, and "broker" answers."""
+    with brokers_elsewhere(production) as compose:
+        before = starts(production)
+        compose("pause", "paused")
+        os.kill(main_process(production, "worker-crawl"), signal.SIGSTOP)
+        time.sleep(MINUTE + 15)
+        wait_for(
+            "crawl is replaced",
+            lambda: starts(production)["worker-crawl"] != before["worker-crawl"],
+        )
+        assert starts(production)["worker-notify"] == before["worker-notify"]
+        compose("unpause", "paused")
+        wait_for("notify works again", lambda: production.health("worker-notify") == "healthy")
+        assert starts(production)["worker-notify"] == before["worker-notify"]
 
 
 def test_a_worker_that_waits_for_its_last_task_is_not_a_hang(production: Stack) -> None:

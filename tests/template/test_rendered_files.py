@@ -162,6 +162,7 @@ stack/tests/test_commands.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py
 stack/tests/test_health.py
+stack/tests/test_heartbeat.py
 stack/tests/test_lint_migrations.py
 stack/tests/test_logs.py
 stack/tests/test_ops.py

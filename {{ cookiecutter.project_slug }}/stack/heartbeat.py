@@ -1,10 +1,27 @@
-"""The heartbeat of this process: a file whose age stack/watchdog checks."""
+"""The heartbeat of this process: a file whose age stack/watchdog checks, and where its broker is."""
 
 import threading
 import time
 from pathlib import Path
 
+from celery import current_app
+from kombu import Connection
+
 FILE = Path("/tmp/heartbeat")
+BROKER = Path("/tmp/broker")
+
+
+def write_broker(**kwargs: object) -> None:
+    """Write where the broker is, as the settings name it; a receiver of worker_init and beat_init."""
+    BROKER.write_text("".join(map(address, current_app.conf.broker_read_url.split(";"))))
+
+
+def address(url: str) -> str:
+    """Return a line with the host and the port of a broker, and "tls" or "plain"."""
+    connection = Connection(url, ssl=current_app.conf.broker_use_ssl)
+    transport, tls = connection.transport, bool(connection.ssl)
+    default = (tls and getattr(transport, "default_ssl_port", None)) or transport.default_port
+    return f"{connection.hostname} {connection.port or default} {'tls' if tls else 'plain'}\n"
 
 
 def touch(**kwargs: object) -> None:

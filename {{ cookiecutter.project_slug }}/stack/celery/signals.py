@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from celery.signals import (
+    beat_init,
     before_task_publish,
     heartbeat_sent,
     setup_logging,
@@ -24,6 +25,9 @@ def connect() -> None:
     # A worker's event loop sends one every two seconds, also when all its children are busy.
     heartbeat_sent.connect(heartbeat.touch)
     worker_shutting_down.connect(heartbeat.touch_until_the_end)
+    # The watchdog has to know whether the broker answers.
+    worker_init.connect(heartbeat.write_broker)
+    beat_init.connect(heartbeat.write_broker)
     # For the dashboard and ./manage.py queues.
     heartbeat_sent.connect(activity.report_worker)
     worker_shutting_down.connect(activity.worker_is_stopping)
