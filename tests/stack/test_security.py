@@ -450,6 +450,29 @@ def test_sql_cannot_leave_the_database(production: Stack) -> None:
     assert production.compose(*psql, "SHOW is_superuser").strip() == "on"
 
 
+@pytest.mark.parametrize("name", ["script.js", "SCRIPT.JS", "module.mjs"])
+def test_no_upload_is_a_script_of_the_site(production: Stack, name: str) -> None:
+    answer = upload(production, name, b"alert(1)")
+    assert answer.text == "alert(1)"
+    assert answer.headers["Content-Type"] == "text/plain"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+
+
+def test_no_symbolic_link_is_followed_in_media(production: Stack) -> None:
+    def run(script: str) -> None:
+        production.compose("exec", "--no-TTY", "web-a", "sh", "-c", f"cd /srv/media; {script}")
+
+    run("mkdir links; cd links; echo inside >file.txt; ln -s file.txt inside; ln -s /etc etc")
+    run("cd links; ln -s /etc/passwd passwd; ln -s .. up")
+    try:
+        assert production.get("/media/links/file.txt").text == "inside\n"
+        for path in ("inside", "passwd", "etc/passwd", "up/links/file.txt"):
+            assert production.get(f"/media/links/{path}").status_code in (403, 404), path
+    finally:
+        run("rm -r links")
+
+
 # Traces -------------------------------------------------------------------------------------------
 
 
@@ -506,6 +529,8 @@ ROWS = {
     "dumps, archives, keys and copies of `.env` in the project's folder": "test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git",
     "a program in a container that takes memory or processes without end": "test_one_container_cannot_use_up_the_machine",
     "SQL injection: a shell, files, another database": "test_sql_cannot_leave_the_database",
+    "an upload as a script for the site's pages": "test_no_upload_is_a_script_of_the_site",
+    "a symbolic link among media files": "test_no_symbolic_link_is_followed_in_media",
     "log injection": "test_no_line_of_a_log_can_be_forged",
     "versions in answers": "test_responses_contain_no_versions",
 }
