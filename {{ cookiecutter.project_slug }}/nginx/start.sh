@@ -26,7 +26,11 @@ fi
 while read -r word resolver _; do [ "$word" != nameserver ] || break; done </etc/resolv.conf
 case $resolver in *:*) resolver="[$resolver]" ;; esac
 
+# For all responses over TLS, those of Flower and of files included; Django sends none.
+hsts=${HSTS-max-age=31536000; includeSubDomains}
+
 {
+    echo "map \$client_scheme \$hsts { https \"$hsts\"; default \"\"; }"
     echo "resolver ${resolver:-127.0.0.11} valid=2s ipv6=off;"
     echo "geo \$https_port { default \"${port%:443}\"; }"
     echo "geo \$realip_remote_addr \$trusted { default 0;"

@@ -29,8 +29,8 @@ if _https not in ("acme", "files", "balancer", "false"):
     )
 HTTPS = _https != "false"
 SECURE_SSL_REDIRECT = SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
-SECURE_HSTS_SECONDS = 365 * 24 * 3600 if HTTPS else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+# The proxy sends HSTS, as .env has it, with each response: those of Flower and files are not Django's.
+SILENCED_SYSTEM_CHECKS = ["security.W004"]
 
 # Database and cache -------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ def upload(request: HttpRequest) -> JsonResponse:
 
 
 def show_request(request: HttpRequest) -> JsonResponse:
-    """Return how Django sees the client, and which version this is."""
+    """Return how Django sees the client, and which version this is; send an HSTS of its own."""
     return JsonResponse(
         {
             "client": request.META["REMOTE_ADDR"],
@@ -33,7 +33,8 @@ def show_request(request: HttpRequest) -> JsonResponse:
             "scheme": request.scheme,
             "host": request.get_host(),
             "version": os.environ.get("IMAGE_TAG"),
-        }
+        },
+        headers={"Strict-Transport-Security": "max-age=1"},
     )
 
 
