@@ -63,7 +63,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         )
         # For test_example.py, which starts both.
         stack.set(EMAIL_HOST="mail", EMAIL_PORT=8025, EMAIL_USE_TLS="false")
-        stack.set(CRAWL_PRIVATE_HOSTS="sample-site")
+        stack.set(CRAWL_PRIVATE_HOSTS="sample-site", UPLOAD_PATHS="/admin/,/probe/upload")
         stack.set(WORKER_CRAWL_CONCURRENCY=3, WORKER_TIME_LIMIT=200, WORKER_NOTIFY_TIME_LIMIT=100)
         stack.up("--build")
         yield stack

@@ -1,6 +1,7 @@
 """gunicorn reads this file by itself: https://docs.gunicorn.org/en/stable/settings.html"""
 
 import os
+import time
 from pathlib import Path
 
 from gunicorn.arbiter import Arbiter
@@ -43,6 +44,13 @@ logconfig_dict = {
     ),
 }
 forwarded_allow_ips = "*"  # only the proxy can reach this port
+
+
+def on_starting(server: Arbiter) -> None:
+    """Remove the uploads that a killed process left; those of a day may be in use by the other one."""
+    for path in Path("/var/tmp").glob("*.upload*"):
+        if path.stat().st_mtime < time.time() - 24 * 3600:
+            path.unlink(missing_ok=True)
 
 
 def when_ready(server: Arbiter) -> None:

@@ -7,6 +7,7 @@ import re
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -444,12 +445,26 @@ def test_only_a_trusted_load_balancer_is_believed(site: Stack) -> None:
     with pytest.raises(OSError, match=r"(?i)reset|eof|refused"):
         connect(site)
 
+    def log_in(address: str) -> int:
+        forwarded = {"Host": NAMES[0], "X-Forwarded-Proto": "https", "X-Forwarded-For": address}
+        return requests.post(f"{site.url}/admin/login/", headers=forwarded, timeout=60).status_code
+
+    # All addresses of a subscriber are one client; IPv4 addresses in IPv6 notation are not.
+    begun = time.monotonic()
+    codes = [log_in(f"2001:db8:0:1:{number:x}::1") for number in range(1, 41)]
+    let_through = [code for code in codes if code != 429]
+    assert set(let_through) == {403}  # they lack a CSRF token
+    assert 11 <= len(let_through) <= 12 + (time.monotonic() - begun) / 3
+    assert log_in("2001:db8:0:2::1") == 403
+    assert {log_in(f"::ffff:203.0.113.{number}") for number in range(1, 21)} == {403}
+
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"HTTPS": "true"}, 'HTTPS in .env is "true"; make it acme, files, balancer or false.'),
         ({"HTTPS": "balancer"}, "name the balancer's addresses in TRUSTED_PROXIES."),
+        ({"UPLOAD_PATHS": "/admin/,/"}, "For all paths there is MAX_BODY."),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(

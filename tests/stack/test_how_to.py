@@ -1,5 +1,6 @@
 """docs/how-to.md: one project to which all of it was applied, with the manual's own lines."""
 
+import http.client
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,9 @@ def apply_everything(stack: Stack) -> None:
     (static,) = re.findall(r'`(staticfiles_urlpatterns\(".*"\))`', manual)
     stack.edit("config/urls.py", "staticfiles_urlpatterns()", static)
 
+    (uploads,) = blocks(stack, "Accept larger uploads")
+    stack.set(**dict(line.split("=", 1) for line in uploads.splitlines()))
+
     storage, environment = blocks(stack, "Store uploads in S3")
     append(stack, settings, storage)
     names = dict(line.split("=", 1) for line in environment.splitlines())
@@ -162,6 +166,23 @@ def test_the_second_domain_leads_to_the_first(project: Stack) -> None:
 def test_the_system_package_is_in_every_container(project: Stack) -> None:
     for service in ("web-a", "worker-default"):
         assert "gettext" in project.compose("exec", "--no-TTY", service, "msgfmt", "--version")
+
+
+def test_a_larger_upload_is_accepted_where_env_names_it(project: Stack) -> None:
+    for path, megabytes, accepted in (
+        ("/photos/new/", 100, True),
+        ("/photos/new/", 101, False),
+        ("/photos/", 1, True),
+        ("/photos/", 2, False),
+    ):
+        client = http.client.HTTPConnection("127.0.0.1", project.port, timeout=60)
+        client.putrequest("POST", path)
+        client.putheader("Content-Length", str(megabytes * 2**20))
+        client.putheader("Expect", "100-continue")
+        client.endheaders()
+        first = client.sock.recv(12)
+        client.close()
+        assert first == (b"HTTP/1.1 100" if accepted else b"HTTP/1.1 413"), (path, megabytes)
 
 
 @pytest.fixture

@@ -7,8 +7,11 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -18,6 +21,36 @@ import requests
 from .stack import Stack, wait_for
 
 KNOWN_HOST = "localhost"
+# Holds bodies that lack their last bytes, then completes all of them; prints what comes back.
+BODIES = """
+import socket, sys, threading, time
+host, port, path, count, size, cookie = sys.argv[1:]
+form = b'--b\\r\\nContent-Disposition: form-data; name="file"; filename="file"\\r\\n\\r\\n'
+end = b"\\r\\n--b--\\r\\n"
+lines = ["POST %s HTTP/1.1" % path, "Host: localhost", "Connection: close", "Cookie: %s" % cookie,
+         "Content-Type: multipart/form-data; boundary=b", "Content-Length: %s" % size, "", ""]
+body = memoryview(form + bytes(int(size) - len(form + end)) + end)
+held = []
+
+def send():
+    connection = socket.create_connection((host, int(port)), 60)
+    connection.sendall("\\r\\n".join(lines).encode())
+    left = 100
+    try:
+        connection.sendall(body[:-left])
+        held.append(connection)
+        while len(held) < int(count) and left > 1:
+            time.sleep(1)
+            connection.sendall(body[-left:][:1])
+            left -= 1
+        connection.sendall(body[-left:])
+    except ConnectionError:  # it is refused
+        held.append(connection)
+    sys.stdout.write(connection.recv(12).decode().partition(" ")[2] + "\\n")
+
+for _ in range(int(count)):
+    threading.Thread(target=send).start()
+"""
 
 
 def raw(production: Stack, request: str, seconds: float = 60) -> str:
@@ -59,6 +92,29 @@ print(json.dumps(found))
 """
     printed = production.compose("exec", "--no-TTY", "web-b", "python", "-c", code)
     return [tuple(one) for one in json.loads(printed)]
+
+
+def send_bodies(production: Stack, where: str, path: str, count: int, size: int) -> Counter[str]:
+    """Send bodies at a time, from here or from a service; return how often each status came back."""
+    python, server = [sys.executable], ("127.0.0.1", production.port)
+    if where:
+        container = production.containers()[where].name
+        python, server = ["docker", "exec", container, "python"], ("proxy", 8080)
+    cookie = f"{production.slug}_csrftoken={'x' * 32}"  # so that Django parses the body
+    command = [*python, "-c", BODIES, *map(str, (*server, path, count, size)), cookie]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return Counter(done.stdout.split())
+
+
+def kills(production: Stack) -> dict[str, tuple[bool, int, str]]:
+    """Return whether the OOM killer was in each container, its restarts, and when it started."""
+    containers = production.containers()
+    states = {name: found.attrs["State"] for name, found in containers.items()}
+    return {
+        name: (state["OOMKilled"], containers[name].attrs["RestartCount"], state["StartedAt"])
+        for name, state in states.items()
+    }
 
 
 def upload(production: Stack, name: str, content: bytes) -> requests.Response:
@@ -255,8 +311,45 @@ def test_what_is_too_large_is_refused(production: Stack) -> None:
     fields = {str(number): "x" for number in range(1001)}
     url = f"{production.url}/probe/upload"
     assert requests.post(url, data=fields, timeout=60).status_code == 400
-    claim = "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"
-    assert status(raw(production, claim)) == 413
+    for path, most in (
+        ("/", 2**20),
+        ("/flower/", 2**20),
+        ("/admin/login/", 2**20),
+        ("/admin/", 20 * 2**20),
+        ("/probe/upload", 20 * 2**20),
+    ):
+        for length in (most + 1, 999999999999):
+            claim = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+            assert status(raw(production, claim)) == 413, (path, length)
+    chunk = "100000\r\n" + "x" * 2**20 + "\r\n"
+    chunked = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert status(raw(production, chunked + chunk + "1\r\nx\r\n0\r\n\r\n")) == 413
+
+
+def test_an_upload_waits_on_disk(production: Stack) -> None:
+    files = {"file": ("large.bin", io.BytesIO(bytes(15 * 2**20)))}
+    sent = requests.post(f"{production.url}/probe/upload", files=files, timeout=60).json()
+    path = sent["url"].removeprefix("/media/")
+    code = f"import os; print(os.stat('/var/tmp').st_dev != os.stat('/tmp').st_dev, os.remove('/srv/media/{path}'))"
+    assert production.python(code) == "True None"
+    assert sent["before"].startswith("/var/tmp/")
+
+
+def test_large_bodies_exhaust_no_memory(production: Stack) -> None:
+    before = kills(production)
+    for where, path, count, size, answers in (
+        ("", "/none/", 60, 199 * 10**5, {"413": 60}),
+        ("", "/admin/none/", 25, 199 * 10**5, {"403": 20, "429": 5}),  # 20 uploads at a time
+        ("web-a", "/flower/api/task/apply/x", 25, 10**6, {"401": 20, "429": 5}),
+    ):
+        with ThreadPoolExecutor() as pool:
+            sent = pool.submit(send_bodies, production, where, path, count, size)
+            pages = [production.get("/admin/login/").status_code]
+            while not sent.done():
+                pages.append(production.get("/admin/login/").status_code)
+        assert sent.result() == answers
+        assert set(pages) == {200}
+    assert kills(production) == before
 
 
 def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Stack) -> None:
@@ -275,19 +368,22 @@ def test_slow_requests_are_ended_and_one_address_has_200_at_most(production: Sta
         return lambda: len(answered(connections)) == len(connections)
 
     headers = begin("GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", 400)
-    bodies = begin(
-        "POST /probe/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx", 230
-    )
+    line = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
+    uploads = begin(line.format("/probe/upload"), 25)
+    bodies = begin(line.format("/probe/request"), 210)
     try:
+        refused = wait_for("the surplus", lambda: len(answered(uploads)) >= 5 and answered(uploads))
+        assert {connection.recv(12) for connection in refused} == {b"HTTP/1.1 429"}
+        assert len(refused) == 5
         refused = wait_for("the surplus", lambda: len(answered(bodies)) >= 30 and answered(bodies))
         assert {connection.recv(12) for connection in refused} == {b"HTTP/1.1 429"}
         assert len(refused) == 30
         # From elsewhere the site answers meanwhile.
         assert from_inside(production, "GET", "/healthz", 5) == [(200, "ok")] * 5
         wait_for("the end of slow headers", all_ended(headers))
-        wait_for("the end of slow bodies", all_ended(bodies))
+        wait_for("the end of slow bodies", all_ended([*uploads, *bodies]))
     finally:
-        for connection in [*headers, *bodies]:
+        for connection in [*headers, *uploads, *bodies]:
             connection.close()
     wait_for("all is as before", lambda: production.get("/healthz").status_code == 200)
 
@@ -523,6 +619,7 @@ ROWS = {
     "request smuggling": "test_a_request_with_two_ends_is_refused",
     "`?next=` to another site": "test_no_redirect_leads_to_another_site",
     "large headers, bodies, forms": "test_what_is_too_large_is_refused",
+    "large bodies, all sent at once": "test_large_bodies_exhaust_no_memory",
     "slow requests, many connections": "test_slow_requests_are_ended_and_one_address_has_200_at_most",
     "path traversal in static and media files": "test_no_path_leads_out_of_static_and_media",
     "an upload that a browser would run": "test_no_upload_runs_in_a_browser",

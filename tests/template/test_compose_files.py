@@ -116,6 +116,13 @@ def test_every_service_has_no_capability_and_can_gain_none(services: Services) -
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
+def test_temporary_files_of_web_are_on_disk(services: Services) -> None:
+    for name in {"web-a", "web-b", "web"} & set(services):
+        web = services[name]
+        volumes = {volume["target"] for volume in web["volumes"] if volume["type"] == "volume"}
+        assert web["environment"]["TMPDIR"] in volumes, name
+
+
 def test_every_root_file_system_is_read_only_but_where_source_is_mounted(
     services: Services, mode: str
 ) -> None:

@@ -135,6 +135,12 @@ def test_gixy_finds_nothing(defaults: Path, tmp_path: Path, servers: str) -> Non
         "resolver 127.0.0.11;\ngeo $https_port { default ''; }\ngeo $trusted { default 0; }\n"
         "map $client_scheme $hsts { https max-age=31536000; default ''; }\n"
     )
+    site = (copy / "site.conf").read_text(encoding="utf-8")
+    assert "include /tmp/uploads.conf;" in site
+    upload = "location /admin/ { client_max_body_size 20m; include upload.conf; }"
+    (copy / "site.conf").write_text(
+        site.replace("include /tmp/uploads.conf;", upload), encoding="utf-8"
+    )
     lint("gixy", f"--skips={','.join(GIXY_SKIPS)}", "nginx.conf", folder=copy)
 
 

@@ -61,6 +61,8 @@ nginx/slow-down.html
 nginx/start.sh
 nginx/tls.conf
 nginx/unavailable.html
+nginx/upload.conf
+nginx/web.conf
 notifications/__init__.py
 notifications/admin.py
 notifications/migrations/0001_initial.py

@@ -30,6 +30,7 @@ case $resolver in *:*) resolver="[$resolver]" ;; esac
 hsts=${HSTS-max-age=31536000; includeSubDomains}
 
 {
+    echo "client_max_body_size ${MAX_BODY:-1m};"
     echo "map \$client_scheme \$hsts { https \"$hsts\"; default \"\"; }"
     echo "resolver ${resolver:-127.0.0.11} valid=2s ipv6=off;"
     echo "geo \$https_port { default \"${port%:443}\"; }"
@@ -38,6 +39,17 @@ hsts=${HSTS-max-age=31536000; includeSubDomains}
     echo "}"
     for proxy in $proxies; do echo "set_real_ip_from $proxy;"; done
 } >/tmp/env.conf
+
+for path in $(echo "${UPLOAD_PATHS-/admin/}" | tr , ' '); do
+    case $path in
+    /?*) ;;
+    *)
+        echo "UPLOAD_PATHS in .env has \"$path\"; name paths like /admin/. For all paths there is MAX_BODY." >&2
+        exit 1
+        ;;
+    esac
+    echo "location $path { client_max_body_size ${MAX_UPLOAD:-20m}; include upload.conf; }"
+done >/tmp/uploads.conf
 
 # A handshake needs some certificate, and the first real one needs a proxy that runs.
 if [ $servers = tls ] && [ ! -e /srv/certificates/site.pem ]; then

@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 
 @csrf_exempt
 def upload(request: HttpRequest) -> JsonResponse:
-    """Store the file "file" as media; tell its URL."""
+    """Store the file "file" as media; return its URL, and where it was before if that was a file."""
     file = request.FILES["file"]
-    return JsonResponse({"url": default_storage.url(default_storage.save(file.name, file))})
+    before = getattr(file, "temporary_file_path", str)()
+    url = default_storage.url(default_storage.save(file.name, file))
+    return JsonResponse({"url": url, "before": before})
 
 
 def show_request(request: HttpRequest) -> JsonResponse:
