@@ -65,7 +65,11 @@ def reference(project: Stack):
     """Start a worker with Celery's defaults, from the same image and under the same limits."""
     name = f"{project.slug}-reference"
     command = ("celery", "--app=bench.defaults", "worker")
-    project.compose("run", "--detach", "--no-deps", "--name", name, "worker-default", *command)
+    # The container's environment names the queue, which Celery's command line reads.
+    queue = ("--env", "CELERY_WORKER_QUEUES=celery")
+    project.compose(
+        "run", "--detach", "--no-deps", "--name", name, *queue, "worker-default", *command
+    )
     return project.engine.containers.get(name)
 
 

@@ -335,6 +335,21 @@ def test_an_upload_waits_on_disk(production: Stack) -> None:
     assert sent["before"].startswith("/var/tmp/")
 
 
+def test_what_a_killed_process_left_of_uploads_is_removed_at_the_next_start(
+    production: Stack,
+) -> None:
+    def run(script: str) -> list[str]:
+        return production.compose("exec", "--no-TTY", "web-b", "sh", "-c", script).split()
+
+    run("cd /var/tmp; touch new.upload.jpg; touch -d '25 hours ago' old.upload old.upload.jpg")
+    try:
+        production.compose("restart", "web-b")
+        wait_for("removal", lambda: run("cd /var/tmp; ls *.upload*") == ["new.upload.jpg"])
+    finally:
+        run("rm -f /var/tmp/*.upload*")
+    production.up("web-b")
+
+
 def test_large_bodies_exhaust_no_memory(production: Stack) -> None:
     before = kills(production)
     for where, path, count, size, answers in (
