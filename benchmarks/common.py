@@ -182,6 +182,17 @@ def run(*command: str, timeout: float = 60, **options: object) -> str:
     return out
 
 
+def working_set(memory: dict) -> int:
+    """
+    Return the bytes that a container uses, from the "memory_stats" of its statistics.
+
+    The page cache that the kernel would drop first is not counted, as in docker stats.
+    """
+    detail = memory["stats"]
+    inactive = detail.get("total_inactive_file", detail.get("inactive_file", 0))  # cgroup v1, v2
+    return memory["usage"] - inactive
+
+
 def report(text: str) -> None:
     """Show progress, apart from the tables on standard output."""
     print(f"… {text}", file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import Stack, main, report, stack, table
+from common import Stack, main, report, stack, table, working_set
 
 MIB = 2**20
 AIMS = {
@@ -109,7 +109,7 @@ def idle(project: Stack, window: float) -> tuple[dict[str, float], dict[str, flo
     before = readings(project)
     time.sleep(window)
     after = readings(project)
-    memory = {name: working_set / MIB for name, (_, working_set, _) in after.items()}
+    memory = {name: used / MIB for name, (_, used, _) in after.items()}
     cpu = {
         name: (used - before[name][2]) * 60 / (at - before[name][0])
         for name, (at, _, used) in after.items()
@@ -122,14 +122,8 @@ def readings(project: Stack) -> dict[str, tuple[float, float, float]]:
     found = {}
     for name, container in project.containers().items():
         stats = container.stats(stream=False, one_shot=True)
-        memory = stats["memory_stats"]
-        # The page cache that the kernel would drop first is not counted, as in docker stats.
-        detail = memory["stats"]
-        inactive = detail.get(
-            "total_inactive_file", detail.get("inactive_file", 0)
-        )  # cgroup v1, v2
         used = stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
-        found[name] = time.monotonic(), memory["usage"] - inactive, used
+        found[name] = time.monotonic(), working_set(stats["memory_stats"]), used
     return found
 
 

@@ -1,7 +1,10 @@
 """What the load asks for."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 from django.contrib.contenttypes.models import ContentType
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 
 
 def answer(request: HttpRequest) -> HttpResponse:
@@ -17,3 +20,14 @@ async def answer_async(request: HttpRequest) -> HttpResponse:
 def row(request: HttpRequest) -> HttpResponse:
     """Read one row by the ORM, which is one query."""
     return HttpResponse(ContentType.objects.get(app_label="auth", model="user").model)
+
+
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    """Send a line per second, without end."""
+
+    async def lines() -> AsyncIterator[str]:
+        while True:
+            yield "data: 1\n\n"
+            await asyncio.sleep(1)
+
+    return StreamingHttpResponse(lines(), content_type="text/event-stream")
