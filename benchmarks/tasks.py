@@ -65,10 +65,10 @@ def reference(project: Stack):
     """Start a worker with Celery's defaults, from the same image and under the same limits."""
     name = f"{project.slug}-reference"
     command = ("celery", "--app=bench.defaults", "worker")
-    # The container's environment names the queue, which Celery's command line reads.
-    queue = ("--env", "CELERY_WORKER_QUEUES=celery")
+    # Celery's command line reads the queue from the environment; the transport is kombu's own.
+    env = ("--env", "CELERY_WORKER_QUEUES=celery", "--env", "REDIS_TRANSPORT=kombu")
     project.compose(
-        "run", "--detach", "--no-deps", "--name", name, *queue, "worker-default", *command
+        "run", "--detach", "--no-deps", "--name", name, *env, "worker-default", *command
     )
     return project.engine.containers.get(name)
 

@@ -24,6 +24,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -51,7 +52,7 @@ CHUNK = 1000  # tags that one command names; Lua has a limit
 # allow-oom: Redis at its limit of memory must still let go of what is done.
 # https://redis.io/docs/latest/develop/programmability/eval-intro/#eval-flags
 SETTLE = """#!lua flags=allow-oom
-local done = {unpack(ARGV, 4 + ARGV[3])}
+local done = {unpack(ARGV, 4 + 2 * ARGV[3])}
 if #done > 0 then
   redis.call('ZREM', KEYS[2], unpack(done))
   redis.call('HDEL', KEYS[1], unpack(done))
@@ -74,10 +75,12 @@ while first <= #KEYS and #taken < room do -- one priority after the other
       if type(tag) ~= 'string' then
         tag = redis.sha1hex(now .. ' ' .. #taken .. raw)
       end
-      local queue = ARGV[4 + number]
-      redis.call('ZADD', KEYS[2], string.format('%.6f', now), tag)
-      redis.call('HSET', KEYS[1], tag, '[' .. raw .. ', "", ' .. cjson.encode(queue) .. ']')
-      redis.call('HSET', KEYS[3], tag, ARGV[1])
+      local queue, recorded = ARGV[4 + 2 * number], ARGV[5 + 2 * number]
+      if recorded == '1' then
+        redis.call('ZADD', KEYS[2], string.format('%.6f', now), tag)
+        redis.call('HSET', KEYS[1], tag, '[' .. raw .. ', "", ' .. cjson.encode(queue) .. ']')
+        redis.call('HSET', KEYS[3], tag, ARGV[1])
+      end
       taken[#taken + 1] = {queue, tag, raw}
     end
   end
@@ -239,7 +242,7 @@ class Channel(redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Open a channel, as kombu does."""
-        self.without_acks = False
+        self.unrecorded: set[str] = set()  # queues whose messages need no acknowledgement
         self.taken: set[str] = set()  # tags that the script has just recorded
         self.sent: tuple[str, ...] = ()  # acknowledgements in the request that is on its way
         self.room = 0  # messages that it asks for
@@ -281,21 +284,20 @@ class Channel(redis.Channel):
     # Take and acknowledge ----------------------------------------------------------------------------
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Consume; what needs no acknowledgement, as replies to remote control, goes kombu's way."""
-        self.without_acks = self.without_acks or no_ack
+        """Consume; what needs no acknowledgement, as replies to remote control, is not recorded."""
+        if no_ack:
+            self.unrecorded.add(queue)
         self.empty = False
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         result = super()._basic_cancel(consumer_tag)
-        if not self.active_queues and not self.without_acks:
+        if not self.active_queues:
             self.finish_request()
         return result
 
     def wants_to_send(self) -> bool:
         """Return whether there is something to ask Redis for."""
-        if self.without_acks:
-            return bool(self.qos.can_consume())
         now = time.monotonic()
         if self._in_poll or now < self.refused + self.brpop_timeout:
             return False
@@ -305,9 +307,6 @@ class Channel(redis.Channel):
         return look and not self.ahead and bool(self.qos.can_consume())
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if self.without_acks:
-            super()._brpop_start(timeout)
-            return
         connection = self.client.connection
         if self.tracking is not connection._sock:
             self._track(connection)
@@ -350,7 +349,8 @@ class Channel(redis.Channel):
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         keys = [*self.keys(), *self._prefixed(*lists)]
-        arguments = [self.owner, self.room, len(queues), *queues, *self.sent]
+        recorded = [(queue, int(queue not in self.unrecorded)) for queue in queues]
+        arguments = [self.owner, self.room, len(queues), *chain(*recorded), *self.sent]
         self._in_poll = self.client.connection
         self._brpop_sent_at = self.looked = time.monotonic()
         self._in_poll.send_command(command, script, len(keys), *keys, *arguments)
@@ -370,8 +370,6 @@ class Channel(redis.Channel):
         self.empty = False
 
     def _brpop_read(self, **options: Any) -> bool:
-        if self.without_acks:
-            return super()._brpop_read(**options)
         connection = self.client.connection
         found: list[list[bytes]] = []
         try:
@@ -413,7 +411,11 @@ class Channel(redis.Channel):
         """Deliver messages; those that there is no room for wait here."""
         if not self.ahead:
             self.ahead_since = time.monotonic()
-        self.ahead.extend(found)
+        for name, tag, raw in found:
+            if bytes_to_str(name) in self.unrecorded:
+                self._deliver(name, tag, raw)
+            else:
+                self.ahead.append([name, tag, raw])
         self.deliver_ahead()
         if self.ahead:
             self.connection.call_later(GIVE_BACK, self.deliver_ahead)
@@ -480,7 +482,7 @@ class Channel(redis.Channel):
 
     def close(self) -> None:
         """Acknowledge what is done, and close."""
-        if not self.closed and not self.without_acks:
+        if not self.closed:
             if self.do_restore:
                 self.finish_request()
                 self.settle()
@@ -564,7 +566,7 @@ class Channel(redis.Channel):
     def tend(self) -> None:
         """Renew what this process holds; redeliver what nobody renews. At most every five seconds."""
         now = time.monotonic()
-        if now < self.tended + TEND or self.without_acks:
+        if now < self.tended + TEND:
             return
         self.tended = now
         _, index, owners = self.keys()

@@ -444,6 +444,28 @@ def test_kombu_redelivers_what_ours_held(broker: Any, connect, another) -> None:
     assert broker.hlen("unacked") == 0
 
 
+def test_one_channel_may_have_queues_with_and_without_acknowledgement(broker: Any, connect) -> None:
+    """As that of a worker with mingle and gossip."""
+    consumer = Consumer(connect(), "a", prefetch=2)
+    replies: list[Any] = []
+    other = consumer.connection.Consumer(
+        [Queue("b")(consumer.channel)],
+        channel=consumer.channel,
+        no_ack=True,
+        callbacks=[lambda body, _: replies.append(body)],
+    )
+    other.consume()
+    send(connect(), "a", 1)
+    assert consumer.wait_for(1) == [1]
+    send(connect(), "b", 2)
+    for _ in range(100):
+        if not replies:
+            consumer.look()
+    assert (replies, broker.hlen("unacked")) == ([2], 1)
+    consumer.messages.pop().ack()
+    assert not broker.exists(*HELD)
+
+
 def test_what_needs_no_acknowledgement_is_not_recorded(broker: Any, connect) -> None:
     send(connect(), "a", 1, 2)
     found: list[Any] = []
