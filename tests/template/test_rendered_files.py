@@ -157,6 +157,7 @@ stack/queues.py
 stack/sentry.py
 stack/settings.py
 stack/tasks.py
+stack/templates/unavailable.html
 stack/testing.py
 stack/tests/test_cache.py
 stack/tests/test_canvas.py
@@ -167,6 +168,7 @@ stack/tests/test_health.py
 stack/tests/test_heartbeat.py
 stack/tests/test_lint_migrations.py
 stack/tests/test_logs.py
+stack/tests/test_middleware.py
 stack/tests/test_ops.py
 stack/tests/test_private_apis.py
 stack/tests/test_queues.py
