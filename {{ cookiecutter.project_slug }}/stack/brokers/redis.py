@@ -11,7 +11,7 @@ from celery import current_app
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
-from redis import RedisError, WatchError
+from redis import RedisError, TimeoutError, WatchError
 
 from stack.environment import env
 
@@ -45,8 +45,9 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         "connect_retries_timeout": patience,
-        "socket_connect_timeout": 5,
-        "socket_timeout": 5,  # a broker that hangs or is cut off must not block the event loop
+        "socket_connect_timeout": min(patience, 5),
+        # A broker that hangs or is cut off must not block the event loop, nor a request.
+        "socket_timeout": min(patience, 5),
         "socket_keepalive": True,
     }
 
@@ -54,24 +55,33 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
 CAPACITY = 0.9  # of Redis' memory is for producers; the workers need the rest, for their own notes
 PROBE = {"socket_timeout": 1, "socket_connect_timeout": 1}  # seconds
 checked = 0.0  # when the memory was checked last, by time.monotonic()
-full = False
+refusal = ""  # what was found then
 
 
 def check_capacity() -> None:
     """
-    Raise kombu's OperationalError when Redis is so full that only workers may write.
+    Raise kombu's OperationalError when Redis is so full that only workers may write, or is silent.
 
     At its limit Redis refuses every write; a worker then loses the task that it cannot record, and
-    ends, so that nothing frees memory. Each process that sends checks once per second.
+    ends, so that nothing frees memory. Each process that sends checks once per second; during a check
+    its other threads go by the previous one.
     """
-    global checked, full
+    global checked, refusal
     if time.monotonic() > checked + 1:
-        checked, full = time.monotonic(), False
-        # When Redis is unavailable, the producer finds out by itself.
-        with suppress(OperationalError, RedisError):
-            full = is_full()
-    if full:
-        raise OperationalError("Redis accepts no tasks: its memory is nearly full.")
+        checked = time.monotonic()
+        refusal = find_refusal()
+    if refusal:
+        raise OperationalError(refusal)
+
+
+def find_refusal() -> str:
+    """Return why Redis accepts no tasks, or ""."""
+    try:
+        return "Redis accepts no tasks: its memory is nearly full." if is_full() else ""
+    except (OperationalError, RedisError) as error:
+        # One that is not there may be back in a second: the producer tries a few times.
+        silent = isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
+        return "Redis does not answer." if silent else ""
 
 
 def is_full() -> bool:

@@ -46,9 +46,10 @@ def everything() -> dict[str, Any]:
         raise ImproperlyConfigured(
             "A worker's TIME_LIMIT may not exceed TASK_TIME_LIMIT; raise TASK_TIME_LIMIT in .env."
         )
-    # Seconds that a producer waits for a broker that is unavailable. A request holds one of the few
-    # connections to the database meanwhile, so the web waits as long as a short restart takes.
-    patience = 5 if SERVICE == "web" else 20
+    # Seconds within which a producer's last attempt to reach the broker begins; a broker that accepts
+    # connections and is silent costs up to 5 more. A request holds one of the few connections to the
+    # database meanwhile, so the web waits as long as a short restart takes.
+    patience = 3 if SERVICE == "web" else 20
     every_second = {
         "max_retries": patience,
         "interval_start": 1,
@@ -99,12 +100,16 @@ def everything() -> dict[str, Any]:
         # https://docs.celeryq.dev/en/stable/userguide/configuration.html#broker-connection-retry-on-startup
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # When the broker is silent, all connections are in use; task.py ends a request's attempts with it.
+        "broker_pool_acquire_timeout": patience if SERVICE == "web" else None,
         # https://docs.celeryq.dev/en/stable/userguide/calling.html#message-sending-retry
         "task_publish_retry_policy": every_second,
         # Results
         "result_expires": env.int("TASK_RESULT_EXPIRES", default=24 * 3600),  # seconds
         # A producer subscribes to the result before it sends the task.
         "result_backend_transport_options": {"retry_policy": every_second},
+        "redis_socket_timeout": 1.0 if SERVICE == "web" else 120.0,  # Celery's own
+        "redis_socket_connect_timeout": 1 if SERVICE == "web" else None,
         "task_store_errors_even_if_ignored": True,  # for ./manage.py failed
         # Beat
         "beat_scheduler": "stack.celery.scheduler:Scheduler",

@@ -1,5 +1,7 @@
 """The class of every task: @shared_task and @app.task make instances of it."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,10 +15,12 @@ from django.core.cache import cache
 from kombu.exceptions import OperationalError
 
 from stack import brokers, logs
+from stack.environment import SERVICE
 
 from .defaults import SOFT
 
-CONFIRM_TIMEOUT = 10  # seconds that RabbitMQ may take to confirm a task
+# Seconds that RabbitMQ may take to confirm a task.
+CONFIRM_TIMEOUT = 5 if SERVICE == "web" else 10
 
 logger = get_task_logger(__name__)
 
@@ -120,9 +124,12 @@ class Task(DjangoTask):
         check_time_limits(hard, soft)
         kwargs |= {"time_limit": hard, "soft_time_limit": soft}
         is_retry = self.request.id and kwargs.get("task_id") == self.request.id
-        if not is_retry and not self.app.conf.task_always_eager:
-            brokers.current().check_capacity()
+        if not is_retry:
+            self.check_capacity()
         kwargs.setdefault("confirm_timeout", CONFIRM_TIMEOUT)
+        if patience := self.app.conf.broker_pool_acquire_timeout:
+            policy = kwargs.get("retry_policy") or {}
+            kwargs["retry_policy"] = {"errback": give_up_after(patience)} | policy
         try:
             return super().apply_async(*args, **kwargs)
         except QueueNotFound:  # a KeyError, which kombu counts as a lost connection to Redis
@@ -131,6 +138,24 @@ class Task(DjangoTask):
             if self.app.conf.task_always_eager:  # the task ran just now: its own error
                 raise
             raise OperationalError(str(error)) from error
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Do what apply_async_on_commit does, with the task's arguments only."""
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """
+        Send this task when the transaction is committed.
+
+        OperationalError at once, so that nothing is saved, when the broker is known to refuse tasks.
+        """
+        self.check_capacity()
+        super().apply_async_on_commit(*args, **kwargs)
+
+    def check_capacity(self) -> None:
+        """Raise OperationalError when the broker is known to refuse tasks."""
+        if not self.app.conf.task_always_eager:
+            brokers.current().check_capacity()
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
         """
@@ -151,6 +176,22 @@ class Task(DjangoTask):
             return super().retry(*args, **kwargs)
         except Reject as rejection:
             raise Reject(rejection.reason, requeue=True) from rejection  # type: ignore[attr-defined]
+
+
+def give_up_after(seconds: float) -> Callable[[Exception, float], None]:
+    """
+    Return what kombu calls between two attempts: it ends them after so many seconds.
+
+    kombu limits their number, but each attempt on a broker that is silent takes several seconds.
+    """
+    end = time.monotonic() + seconds
+
+    def check(error: Exception, interval: float) -> None:
+        """Raise OperationalError when it is too late for another one."""
+        if time.monotonic() > end:
+            raise OperationalError(str(error)) from error
+
+    return check
 
 
 def count_redelivery(task_id: str) -> int:
