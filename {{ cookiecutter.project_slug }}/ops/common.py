@@ -32,6 +32,7 @@ PROJECT = Path(__file__).resolve().parent.parent  # where commands run
 NAME = "{{ cookiecutter.project_slug }}"
 ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
 SILENCE = 30  # seconds after which a connection is lost
+HEALTHY_WITHIN = 600  # seconds that a container may take, unless --wait says otherwise
 # In the container of the database, for psql and the like: the role that owns all of the cluster.
 SUPERUSER = """$(psql --dbname=postgres -tAc 'SELECT rolname FROM pg_roles WHERE oid = 10')"""
 # A dead network is noticed after 20 s.
@@ -186,17 +187,41 @@ def healthy(container: dict) -> bool:
     return state["Running"] and state.get("Health", {}).get("Status", "healthy") == "healthy"
 
 
-def wait_until_healthy(ids: list[str], seconds: float) -> bool:
-    """Wait for containers; return False, and show a log, when one restarts or takes too long."""
+def succeeded(container: dict) -> bool:
+    """Return whether a container that `inspect` describes runs only once, and has done its work."""
+    state, policy = container["State"], container["HostConfig"]["RestartPolicy"]["Name"]
+    return policy in ("", "no") and state["Status"] == "exited" and state["ExitCode"] == 0
+
+
+def unhealthy_after(ids: list[str], seconds: float) -> list[str]:
+    """
+    Wait for containers; return the names of those that do not become healthy, and show their logs.
+
+    The wait is over as well when one restarts.
+    """
     end = time.monotonic() + seconds
     restarts = [container["RestartCount"] for container in inspect(ids)]
-    while not all(map(healthy, found := inspect(ids))):
+    while True:
+        found = inspect(ids)
+        ill = [each for each in found if not healthy(each) and not succeeded(each)]
         again = [container["RestartCount"] for container in found] != restarts
-        if again or time.monotonic() > end:
-            show_log(ids[0])
-            return False
+        if not ill or again or time.monotonic() > end:
+            for container in ill:
+                show_log(container["Id"])
+            return sorted(container["Name"].removeprefix("/") for container in ill)
         time.sleep(0.5)
-    return True
+
+
+def up(*arguments: str, wait: int = HEALTHY_WITHIN, folder: Path | None = None) -> None:
+    """Start services, or all, with options for compose in front. Failed unless all get healthy."""
+    end = time.monotonic() + wait
+    waiting = ["--detach", "--wait", f"--wait-timeout={wait}"]
+    compose("up", *waiting, *arguments, folder=folder)
+    # Compose 2.26 and 2.40 now and then end with 0 when the time is over, so we look ourselves.
+    names = [word for word in arguments if not word.startswith("-")]
+    ids = compose("ps", "--all", "--quiet", *names, folder=folder).split()
+    if ill := unhealthy_after(ids, end - time.monotonic()):
+        raise Failed(f"Not healthy within {wait} s: {', '.join(ill)}.")
 
 
 def show_log(container: str) -> None:
