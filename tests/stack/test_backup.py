@@ -1,16 +1,18 @@
 """A backup is worth what its restore gives back."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.stack.stack import Stack
+from tests.stack.stack import Stack, wait_for
 
 
 def ops(stack: Stack, *command: str, answer: str = "", **env: str) -> subprocess.CompletedProcess:
@@ -192,6 +194,109 @@ def test_a_backup_that_fails_says_so_and_leaves_no_file(production: Stack, tmp_p
     assert done.returncode == 1
     assert "No backup was made. This failed: " in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def unchanged(production: Stack) -> Iterator[None]:
+    """Let a test change .env and ops/, and put them back afterwards."""
+    files = [production.folder / ".env", production.folder / "ops" / "backup"]
+    before = [file.read_text() for file in files]
+    yield
+    for file, text in zip(files, before, strict=True):
+        file.write_text(text)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_database_elsewhere_is_neither_backed_up_nor_restored(
+    production: Stack, tmp_path: Path
+) -> None:
+    file = backup(production, tmp_path)
+    make_user(production, "here")
+    production.set(POSTGRES_HOST="database.elsewhere")
+    made = ops(production, "backup", f"--to={tmp_path / 'more'}")
+    put_back = ops(production, "restore", str(file), "--yes")
+    for done in (made, put_back):
+        assert done.returncode == 1
+        assert done.stderr.startswith("Refused: the site uses the database on database.elsewhere")
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "more").exists()
+    assert "here" in users(production)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--exclude-table-data=accounts_user", r"The database has (\d+) tables, .* has (?!\1)\d+ "),
+        ("--filter=none", "The database could not be dumped, or has no tables"),
+        ("| head -c 20000", "The dump that was made cannot be read"),
+    ],
+)
+def test_a_dump_that_lacks_something_is_no_backup(
+    production: Stack, tmp_path: Path, option: str, sentence: str
+) -> None:
+    production.edit("ops/backup", "--format=custom", f"--format=custom {option}")
+    done = ops(production, "backup", f"--to={tmp_path}")
+    assert done.returncode == 1, done.stdout
+    assert re.match(rf"No backup was made\. {sentence}", done.stderr.splitlines()[-1]), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_while_the_site_writes_a_backup_has_all_of_one_moment(
+    production: Stack, tmp_path: Path
+) -> None:
+    code = """
+import itertools
+from accounts.models import User
+for number in itertools.count():
+    User.objects.create(username=f"row-{number}")
+    if User.objects.filter(username="enough").delete()[0]:
+        break
+User.objects.filter(username__startswith="row-").delete()
+"""
+    command = ["docker", "compose", "exec", "-T", "web-a", "./manage.py", "shell", "--no-imports"]
+    command += ["--command", code]
+    with subprocess.Popen(command, cwd=production.folder, env=production.environment()) as writer:
+        try:
+            wait_for("the first row", lambda: "row-0" in users(production))
+            file = backup(production, tmp_path)
+            assert writer.poll() is None
+        finally:
+            make_user(production, "enough")
+    check = ["sha256sum", "--check", f"{file.name}.sha256"]
+    assert subprocess.run(check, cwd=tmp_path).returncode == 0
+
+
+def test_status_describes_the_last_backup_and_raises_an_alarm_when_it_shrank(
+    production: Stack,
+) -> None:
+    folder = production.folder / "backups"
+    try:
+        last = backup(production, folder)
+        size, tables, rows = measures(production)
+        assert size == f"{last.stat().st_size / 1e6:.1f}"
+        assert int(tables) > 5
+        assert int(rows) > 5
+
+        earlier = folder / f"{production.slug}-20200101T000000Z.tar"
+        earlier.touch()
+        earlier.with_suffix(".tar.sha256").write_text(f"# {2 * int(tables)} tables, 1 rows")
+        assert ops(production, "status").returncode == 0
+        earlier.with_suffix(".tar.sha256").write_text(f"# {2 * int(tables) + 1} tables, 1 rows")
+        alarm = ops(production, "status")
+        assert alarm.returncode == 1
+        assert f"ALARM: the backup shrank: {last.name} has {tables} tables, " in alarm.stderr
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measures(stack: Stack) -> tuple[str, ...]:
+    """Return size, tables and rows of the last backup, as ops/status shows them."""
+    done = ops(stack, "status")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.search(
+        r"last backup: .*\.tar, (.*) MB, (\d+) tables, (\d+) rows", done.stdout
+    ).groups()
 
 
 @pytest.fixture

@@ -171,6 +171,16 @@ def model(folder: Path | None = None) -> dict:
     return json.loads(compose("config", "--format=json", folder=folder))
 
 
+def check_database() -> None:
+    """Raise Failed unless the site uses the database in the container db."""
+    host = model()["services"]["web-a"]["environment"].get("POSTGRES_HOST") or "db"
+    if host != "db":
+        raise Failed(
+            f"Refused: the site uses the database on {host}, and only the one in the container db "
+            "is backed up and restored here; see docs/production.md, “Backup”."
+        )
+
+
 def containers(*services: str) -> list[str]:
     """Return the ids of the containers of some services, or of all; running or not."""
     return compose("ps", "--all", "--quiet", *services).split()
@@ -275,6 +285,13 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_backup(file: Path) -> str:
+    """Return the path and the size of a backup, and what is known of its content."""
+    sums = file.with_suffix(".tar.sha256")
+    content = sums.read_text().partition("# ")[2].strip() if sums.exists() else ""
+    return ", ".join(filter(None, [str(file), f"{file.stat().st_size / 1e6:.1f} MB", content]))
 
 
 def lock(path: Path, what: str) -> int:
