@@ -267,6 +267,28 @@ User.objects.filter(username__startswith="row-").delete()
     assert subprocess.run(check, cwd=tmp_path).returncode == 0
 
 
+def test_of_the_tables_of_an_extension_those_count_that_a_dump_contains(
+    production: Stack, tmp_path: Path
+) -> None:
+    psql = ["exec", "--no-TTY", "db", "psql", "--username=app_admin", "--set=ON_ERROR_STOP=1", "-c"]
+    # As an extension's script does with pg_extension_config_dump.
+    statements = """
+        CREATE EXTENSION hstore;
+        CREATE TABLE settings AS SELECT generate_series(1, 3) AS number;
+        CREATE TABLE fixed AS SELECT generate_series(1, 3) AS number;
+        ALTER EXTENSION hstore ADD TABLE settings;
+        ALTER EXTENSION hstore ADD TABLE fixed;
+        UPDATE pg_extension
+        SET extconfig = ARRAY['settings'::regclass::oid], extcondition = ARRAY['WHERE number > 1']
+        WHERE extname = 'hstore';
+    """
+    production.compose(*psql, statements)
+    try:
+        backup(production, tmp_path)
+    finally:
+        production.compose(*psql, "DROP EXTENSION hstore")
+
+
 def test_status_describes_the_last_backup_and_raises_an_alarm_when_it_shrank(
     production: Stack,
 ) -> None:
