@@ -39,7 +39,9 @@ def project(tmp_path: Path) -> Iterator[Path]:
     text = SERVICES.format(name=f"dcctest_{secrets.token_hex(4)}")
     (folder / "compose.yaml").write_text(text)
     yield folder
-    subprocess.run(["docker", "compose", "down", "--timeout=0"], cwd=folder, check=True)
+    subprocess.run(
+        ["docker", "compose", "down", "--remove-orphans", "--timeout=0"], cwd=folder, check=True
+    )
 
 
 @pytest.fixture
@@ -79,7 +81,9 @@ for attempt in range(20):
     code = """
 common.up("well")
 common.compose("up", "--detach")
-print(common.unhealthy_after(common.containers("well", "once"), common.HEALTHY_WITHIN))
-print([name[-5:] for name in common.unhealthy_after(common.containers(), 0)])
+common.output("docker", "compose", "run", "well", "false")
+common.up("well", wait=common.HEALTHY_WITHIN)
+print(common.unhealthy_after(common.containers("once"), common.HEALTHY_WITHIN))
+print([name[-5:] for name in common.unhealthy_after(common.containers("ill", "once"), 0)])
 """
     assert run(project, code, path) == ["[]", "", "['ill-1']"]

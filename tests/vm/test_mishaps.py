@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+from tests.stack.stack import wait_for
+
 from .load import Visitors
 from .vm import ProductionVm
 
@@ -64,6 +66,27 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     assert visitors.failures == []
     assert visitors.versions == {before}
     assert vm.running() == containers
+
+
+def test_the_next_command_removes_what_a_killed_deploy_left(vm: ProductionVm) -> None:
+    before = vm.version()
+    slow, broken = (vm.image(name, BROKEN[name][0]) for name in ("no-answer", "no-module"))
+    look = f"docker ps --all --quiet --filter name={vm.stack.slug}-trial"
+    with vm.start_ops("deploy", vm.host, slow, WAIT) as process:
+        read_until(process, "trying the new web")
+        wait_for("the container", lambda: vm.here(look))
+        vm.here("ops/status")  # meanwhile it is not removed
+        assert vm.here(look)
+        vm.run("pkill", "-KILL", "-f", "ops/release")
+    assert process.returncode != 0
+    assert vm.here(look)
+    vm.here("ops/status")
+    assert vm.here(look) == ""
+
+    vm.deploy(broken, WAIT, code=1)
+    tags = vm.here(f"docker image ls --format '{{{{.Tag}}}}' {vm.stack.slug}").split()
+    assert "no-answer" not in tags
+    assert {before, "no-module"} <= set(tags)
 
 
 def test_a_deploy_does_not_change_the_broker(vm: ProductionVm) -> None:

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from getpass import getpass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent  # where commands run
 NAME = "{{ cookiecutter.project_slug }}"
 ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
 SILENCE = 30  # seconds after which a connection is lost
+ONE_OFF = "com.docker.compose.oneoff"  # a label: "True" for "docker compose run"
 HEALTHY_WITHIN = 600  # seconds that a container may take, unless --wait says otherwise
 # In the container of the database, for psql and the like: the role that owns all of the cluster.
 SUPERUSER = """$(psql --dbname=postgres -tAc 'SELECT rolname FROM pg_roles WHERE oid = 10')"""
@@ -105,6 +107,7 @@ def values(words: list[str]) -> dict[str, str]:
 def start(main: Callable[[], None], interrupted: str = "Interrupted.") -> None:
     """Run a command's main function; exit with one sentence when it fails or is interrupted."""
     try:
+        remove_trial()
         main()
     except Failed as failed:
         sys.exit(str(failed))
@@ -229,9 +232,33 @@ def up(*arguments: str, wait: int = HEALTHY_WITHIN, folder: Path | None = None) 
     compose("up", *waiting, *arguments, folder=folder)
     # Compose 2.26 and 2.40 now and then end with 0 when the time is over, so we look ourselves.
     names = [word for word in arguments if not word.startswith("-")]
-    ids = compose("ps", "--all", "--quiet", *names, folder=folder).split()
-    if ill := unhealthy_after(ids, end - time.monotonic()):
+    found = inspect(compose("ps", "--all", "--quiet", *names, folder=folder).split())
+    # Without those of "docker compose run".
+    own = [each for each in found if each["Config"]["Labels"][ONE_OFF] == "False"]
+    if ill := unhealthy_after([each["Id"] for each in own], end - time.monotonic()):
         raise Failed(f"Not healthy within {wait} s: {', '.join(ill)}.")
+
+
+def project() -> str:
+    """Return compose's name of the project, also when the compose files are half replaced."""
+    env = PROJECT / ".env"
+    own = settings(env.read_text(encoding="utf-8")) if env.exists() else {}
+    return own.get("COMPOSE_PROJECT_NAME") or NAME
+
+
+def trial() -> str:
+    """Return the name of the container in which ops/release tries the web of a new version."""
+    return f"{project()}-trial"
+
+
+def remove_trial() -> None:
+    """Remove the container that an ops/release which was killed has left."""
+    path = PROJECT / "versions" / "lock"
+    if path.exists() and output("docker", "ps", "--all", "--quiet", f"--filter=name=^{trial()}$"):
+        with suppress(Failed, OSError):  # a deploy is under way, or this is not the user's
+            locked = lock(path, "the removal of what a deploy left")
+            output("docker", "rm", "--force", trial())
+            os.close(locked)
 
 
 def show_log(container: str) -> None:
