@@ -35,7 +35,7 @@ def test_the_nightly_backup_runs_and_belongs_to_who_restores_it(vm: ProductionVm
     vm.run("systemctl", "start", instance(vm, "backup.service"))
     (file,) = vm.here("ls backups/*.tar").split()
     assert vm.here(f"stat --format='%U %a' {file}").split() == ["deploy", "600"]
-    assert f"last backup: {file.removeprefix('backups/')}" in vm.here("ops/status")
+    assert f"last backup: {vm.folder}/{file}, " in vm.here("ops/status")
 
 
 def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
