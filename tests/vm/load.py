@@ -30,7 +30,7 @@ def slowly(body: bytes) -> Iterator[bytes]:
     size = len(body) // 20 + 1
     for start in range(0, len(body), size):
         yield body[start : start + size]
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 class Visitors:
