@@ -212,19 +212,16 @@ def drain(ledger: Ledger, key: str) -> Verdict:
 def measure_kills(ledger: Ledger, service: str, times: int) -> dict[str, object]:
     """SIGKILL a service that many times while short tasks are sent and run; return the row of it."""
     key, begun = f"kills-{service}-{time.time_ns()}", time.monotonic()
-    sent = 0
+    kill = faults.kill_broker if service == "broker" else faults.kill_main_process
     sender = None
     with ThreadPoolExecutor(1) as pool:
         for number in range(times):
             if (sender is None or sender.done()) and ledger.judge(key).lost < STOCK:
-                sender = pool.submit(ledger.send, "work", f"{key}-{sent}", 2 * STOCK, 0.02, pause=0)
-                sent += 1
+                prefix = f"{key}-{number}"
+                sender = pool.submit(ledger.send, "work", prefix, 2 * STOCK, 0.02, pause=0)
             ledger.wait_for_progress(key, 15)
             time.sleep(random.uniform(0, 0.6))
-            if service == "broker":
-                faults.kill_broker(ledger.stack)
-            else:
-                faults.kill(main_process(ledger.stack, service))
+            kill(ledger.stack)
             ledger.stack.containers()[service].restart(timeout=0)
             if number % 10 == 9:
                 each = (time.monotonic() - begun) / (number + 1)

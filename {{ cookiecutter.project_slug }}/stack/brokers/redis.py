@@ -32,9 +32,9 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
     """
     Return kombu's options for Redis.
 
-    `visibility_timeout`: seconds after which a message that nobody acknowledged is redelivered, with
-    kombu's own transport. It must exceed the longest task, with the time that it waits in the worker, or
-    such a task runs twice:
+    `visibility_timeout`: seconds after which a message that nobody acknowledged is redelivered, by the
+    stack's transport only that of a paused worker or of one of kombu's. It must exceed the longest task,
+    with the time that it waits in the worker, or such a task runs twice:
     https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout
     `patience`: seconds that a process waits for its first connection.
     """

@@ -15,7 +15,7 @@ class CelerySettings(Mapping[str, Any]):
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Look settings up when they are asked for: a test may override them."""
+        """Keep the settings; each is read on access, because a test may override it."""
         self.settings = settings
 
     def __getitem__(self, name: str) -> Any:

@@ -47,6 +47,12 @@ class Consumer:
         with suppress(TimeoutError):
             self.connection.drain_events(timeout=seconds)
 
+    def keep_looking(self, seconds: float) -> None:
+        """Wait for messages again and again, for so many seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.look(0.1)
+
     def wait_for(self, count: int) -> list[Any]:
         """Wait until it has so many messages; return their bodies."""
 
@@ -312,9 +318,7 @@ def test_others_get_what_a_dead_worker_held_after_some_time(connect, another, so
     process = another("a", node_name="there")
     consumer = Consumer(connect(), "a")
     process.send_signal(signal.SIGSTOP)
-    end = time.monotonic() + 2  # that it does not renew: but it is connected
-    while time.monotonic() < end:
-        consumer.look()
+    consumer.keep_looking(2)  # that it does not renew: but it is connected
     assert consumer.messages == []
     kill(process)
     assert consumer.wait_for(1) == [1]
@@ -345,9 +349,7 @@ def test_a_clock_that_is_set_redelivers_nothing_twice_and_delays_nothing(
     for tag, at in broker.zrange("unacked_index", 0, -1, withscores=True):
         broker.zadd("unacked_index", {tag: at + step})
     consumer.consumer.qos(prefetch_count=10)
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        consumer.look(0.1)
+    consumer.keep_looking(1.5)
     assert consumer.bodies() == [held]
     kill(process)
     assert consumer.wait_for(2) == [1, 2]
@@ -393,9 +395,7 @@ def test_what_runs_when_the_connection_breaks_is_not_redelivered(
     del forgotten
     again = Consumer(connect(), "a")
     assert again.wait_for(1) == [2]
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        again.look(0.1)
+    again.keep_looking(1.5)
     assert again.bodies() == [2]
     runs.ack()
     again.look()
