@@ -43,7 +43,9 @@ logconfig_dict = {
         ["gunicorn.error", "gunicorn.access"], {"handlers": ["console"], "level": loglevel}
     ),
 }
-forwarded_allow_ips = "*"  # only the proxy can reach this port
+# Not published: it is reached by the proxy, and by containers of this project, which are trusted with
+# the addresses of visitors since they have secrets that are worth more (docs/security.md).
+forwarded_allow_ips = "*"
 
 
 def on_starting(server: Arbiter) -> None:

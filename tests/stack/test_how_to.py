@@ -9,6 +9,7 @@ import pytest
 from docker.models.containers import Container
 
 from .stack import LAPTOP, Stack, wait_for
+from .test_security import reaches_the_host
 
 URLS = """\
 from django.urls import path
@@ -114,7 +115,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The project, in development, where changes are looked for, as on a drive without events."""
     answers = {"example": "false", "queues": "none", "timezone": "Asia/Kolkata"}
     stack = Stack(tmp_path_factory.mktemp("how-to"), LAPTOP, **answers)
-    stack.set(WATCHFILES_FORCE_POLLING="true")
+    stack.set(WATCHFILES_FORCE_POLLING="true", BEAT_INTERNAL="false")
     try:
         apply_everything(stack)
         stack.up()
@@ -129,6 +130,11 @@ def test_the_page_is_that_of_the_app_with_a_script_of_its_own(project: Stack) ->
     policy = answer.headers["Content-Security-Policy"]
     assert f"script-src 'self' 'nonce-{nonce}' https://cdn.example;" in policy
     assert f"img-src 'self' {project.settings['S3_ORIGIN']}" in policy
+
+
+def test_beat_has_outbound_access_where_env_says_so(project: Stack) -> None:
+    assert reaches_the_host(project, "beat", "beat")
+    assert not reaches_the_host(project, "beat", "inside")
 
 
 def test_a_page_is_cached_in_the_cache_that_pickles(project: Stack) -> None:

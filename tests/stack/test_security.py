@@ -1,6 +1,7 @@
 """What an attacker tries from outside. Each row of docs/security.md is one of these tests."""
 
 import io
+import ipaddress
 import json
 import re
 import select
@@ -117,11 +118,31 @@ def kills(production: Stack) -> dict[str, tuple[bool, int, str]]:
     }
 
 
+def reaches_the_host(stack: Stack, service: str, network: str) -> bool:
+    """Return whether a service can connect to a port of the host by the host's address in a network."""
+    subnet = stack.docker.networks.get(f"{stack.slug}_{network}").attrs["IPAM"]["Config"][0][
+        "Subnet"
+    ]
+    with socket.create_server(("", 0)) as server:
+        address = (str(ipaddress.ip_network(subnet)[1]), server.getsockname()[1])
+        code = (
+            f"import socket; s = socket.socket(); s.settimeout(5); print(s.connect_ex({address}))"
+        )
+        return stack.compose("exec", "--no-TTY", service, "python", "-c", code).strip() == "0"
+
+
 def upload(production: Stack, name: str, content: bytes) -> requests.Response:
     """Store a file as media; return what a visitor gets of it."""
     files = {"file": (name, io.BytesIO(content))}
     sent = requests.post(f"{production.url}/probe/upload", files=files, timeout=60)
     return production.get(sent.json()["url"])
+
+
+def test_the_data_network_does_not_lead_to_the_host(production: Stack) -> None:
+    assert reaches_the_host(production, "worker-default", "outside")
+    assert not reaches_the_host(production, "worker-default", "inside")
+    assert not reaches_the_host(production, "beat", "inside")
+    assert not reaches_the_host(production, "beat", "beat")
 
 
 # Without a password -------------------------------------------------------------------------------
@@ -625,6 +646,7 @@ def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
 
 # In words, for owners of a project, who do not have these tests.
 ROWS = {
+    "a program in `db`, `broker` or `cache` that connects to the internet or to the host": "test_the_data_network_does_not_lead_to_the_host",
     "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
     "secrets of `.env` in Flower, with its password": "test_flower_shows_no_secret",

@@ -14,6 +14,7 @@ DATA = {"broker", "cache", "db"}
 # Of the proxy's image, and in need of no data.
 PROXY = {"proxy", "certificates"}
 INTERNAL = "inside"
+BEAT = "beat"  # the network of beat and migrate, which .env can give outbound access
 
 Services = dict[str, dict]
 
@@ -227,9 +228,20 @@ def test_data_is_on_the_internal_network_only(
 ) -> None:
     model = compose(project, mode)
     internal = {name for name, network in model["networks"].items() if network.get("internal")}
-    assert internal == {INTERNAL}
+    assert internal == {INTERNAL, BEAT}
     for name in DATA:
         assert set(model["services"][name]["networks"]) == {INTERNAL}, name
+
+
+def test_beat_and_migrate_reach_managed_services_if_env_says_so(
+    defaults: Path, compose: Callable[..., dict], changed: Callable[..., Path], mode: str
+) -> None:
+    copy = changed(defaults, "# BEAT_INTERNAL=true", "BEAT_INTERNAL=false")
+    model = compose(copy, mode)
+    assert not model["networks"][BEAT].get("internal")
+    assert model["networks"][INTERNAL]["internal"]
+    on_it = {name for name, each in model["services"].items() if BEAT in each["networks"]}
+    assert on_it == {"beat", "migrate"}
 
 
 def test_the_proxy_reaches_web_and_flower_but_no_data(services: Services) -> None:
