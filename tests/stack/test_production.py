@@ -171,6 +171,24 @@ def test_flower_remembers_its_tasks_over_a_restart(production: Stack) -> None:
     wait_for("Flower still knows the task", known)
 
 
+def test_a_result_is_no_write_of_its_own(production: Stack) -> None:
+    monitor = [
+        *["docker", "exec", production.containers()["broker"].id],
+        *["timeout", "60", "redis-cli", "monitor"],
+    ]
+    with subprocess.Popen(monitor, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "OK\n"
+        task = production.send("default", steps=0, pause=0)
+        try:
+            line = next(
+                line for line in process.stdout if f'"SET" "celery-task-meta-{task}"' in line
+            )
+        finally:
+            process.kill()
+    assert " lua] " in line  # by the script that acknowledges
+    assert production.result(task).startswith("Done by")
+
+
 def test_the_broker_writes_to_disk_and_evicts_nothing_but_the_cache_may(production: Stack) -> None:
     def config(service: str) -> dict[str, str]:
         names = ("appendonly", "appendfsync", "maxmemory-policy")

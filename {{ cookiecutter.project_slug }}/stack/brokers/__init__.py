@@ -7,6 +7,7 @@ Each module defines
 - `transport_options(visibility_timeout, patience)`: kombu's options, both in seconds,
 - `EVENT_OPTIONS`: what differs from them on a worker's connection for events,
 - `check_capacity()`: raises kombu's OperationalError when the broker is known to refuse new tasks,
+- `result_database()`: the number of the database of results if an acknowledgement can store one, or None,
 - `is_full()`: whether it is now; may raise OperationalError when the broker cannot be asked,
 - `oldest(channel, queue)`: the age of the oldest task in seconds, None when that is not known,
 - `AGE_UNKNOWN`: one sentence that says why not, "" when it is,

@@ -1,11 +1,13 @@
 """Redis as the broker: accepted tasks survive a killed worker and a restarted Redis."""
 
+import functools
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import current_app
 from kombu import Connection, Exchange, Queue
@@ -16,7 +18,8 @@ from redis import RedisError, TimeoutError, WatchError
 from stack.environment import env
 
 # For redis:// and rediss:// from here on; kombu's own works with the same keys.
-if env("REDIS_TRANSPORT", default="stack") != "kombu":
+OWN_TRANSPORT = env("REDIS_TRANSPORT", default="stack") != "kombu"
+if OWN_TRANSPORT:
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = "stack.brokers.redis_transport:Transport"
 
@@ -92,6 +95,17 @@ def is_full() -> bool:
         with channel.conn_or_acquire() as client:
             memory = client.info("memory")
     return 0 < memory["maxmemory"] * CAPACITY < memory["used_memory"]
+
+
+@functools.cache
+def result_database() -> int | None:
+    """Return the number of the results' database if it is in the same Redis, and the transport ours."""
+    messages, results = (
+        urlsplit(url)._replace(path="")
+        for url in (current_app.conf.broker_url, current_app.conf.result_backend)
+    )
+    path = urlsplit(current_app.conf.result_backend).path.strip("/") or "0"
+    return int(path) if OWN_TRANSPORT and messages == results and path.isdigit() else None
 
 
 AGE_UNKNOWN = ""  # nothing to explain: the function below knows it

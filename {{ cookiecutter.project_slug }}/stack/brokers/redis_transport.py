@@ -5,7 +5,8 @@ kombu pops a message and records in a second command that it holds it; SIGKILL o
 loses the message. It waits for each acknowledgement, and it redelivers what was not acknowledged within a
 fixed time, which must therefore exceed the longest task. Here
 
-- one script acknowledges what is done, takes as many messages as there is room for, and records them,
+- one script acknowledges what is done and stores the results, takes as many messages as there is room
+  for, and records them,
 - where tasks are short some are taken ahead, and given back when they wait,
 - an idle worker waits for Redis to report a change of its queues, which needs nothing of the sender:
   https://redis.io/docs/latest/develop/reference/client-side-caching/
@@ -52,8 +53,10 @@ CHUNK = 1000  # tags that one command names; Lua has a limit
 # allow-oom: Redis at its limit of memory must still let go of what is done.
 # https://redis.io/docs/latest/develop/programmability/eval-intro/#eval-flags
 SETTLE = """#!lua flags=allow-oom
-local done = {unpack(ARGV, 4 + 2 * ARGV[3])}
-if #done > 0 then
+local start = 4 + 2 * ARGV[3]
+local count = tonumber(ARGV[start])
+if count > 0 then
+  local done = {unpack(ARGV, start + 1, start + count)}
   redis.call('ZREM', KEYS[2], unpack(done))
   redis.call('HDEL', KEYS[1], unpack(done))
   redis.call('HDEL', KEYS[3], unpack(done))
@@ -88,6 +91,11 @@ while first <= #KEYS and #taken < room do -- one priority after the other
 end
 if #taken < room then -- Redis reports when one of these changes
   for key = 4, #KEYS do redis.call('EXISTS', KEYS[key]) end
+end
+for at = start + count + 1, #ARGV, 4 do -- results of what is done, in a database of their own
+  redis.call('SELECT', ARGV[at])
+  redis.call('SET', ARGV[at + 1], ARGV[at + 3], 'EX', ARGV[at + 2])
+  redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 3])
 end
 return taken
 """
@@ -154,6 +162,9 @@ def this_incarnation() -> str:
 os.register_at_fork(after_in_child=forget_incarnation)
 
 
+Result = tuple[int, str, int, str]  # database, key, seconds until it expires, value
+
+
 class Book:
     """What this process holds of one broker; it outlives a connection, as the tasks that run do."""
 
@@ -163,7 +174,20 @@ class Book:
         # acknowledged: Celery forgets what it has not begun when a connection is lost.
         self.held: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self.done: dict[str, None] = {}  # acknowledged, which Redis has not confirmed
+        self.results: dict[str, Result] = {}  # of some of these
         self.watched: dict[str, tuple[bytes, float]] = {}
+
+    def settlement(self) -> tuple[tuple[str, ...], list[str | int]]:
+        """Return what to acknowledge next, and what the script gets for it: count, tags, results."""
+        tags = tuple(self.done)[:CHUNK]
+        results: list[Any] = [self.results[tag] for tag in tags if tag in self.results]
+        return tags, [len(tags), *tags, *chain(*results)]
+
+    def confirm(self, tags: Iterable[str]) -> None:
+        """Forget what Redis has acknowledged."""
+        for tag in tags:
+            self.done.pop(tag, None)
+            self.results.pop(tag, None)
 
 
 books: dict[tuple[object, ...], Book] = {}
@@ -245,6 +269,7 @@ class Channel(redis.Channel):
         self.unrecorded: set[str] = set()  # queues whose messages need no acknowledgement
         self.taken: set[str] = set()  # tags that the script has just recorded
         self.sent: tuple[str, ...] = ()  # acknowledgements in the request that is on its way
+        self.settlement: list[str | int] = []  # the same, as arguments of the script
         self.room = 0  # messages that it asks for
         self.ahead: deque[list[bytes]] = deque()  # taken, and not yet delivered
         self.ahead_since = 0.0
@@ -312,7 +337,7 @@ class Channel(redis.Channel):
             self._track(connection)
         if not self.claimed:
             self.claim()
-        self.sent = tuple(self.book.done)[:CHUNK]
+        self.sent, self.settlement = self.book.settlement()
         self.room = self._room()
         self._send("EVALSHA", SETTLE_SHA)
 
@@ -350,7 +375,7 @@ class Channel(redis.Channel):
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
         keys = [*self.keys(), *self._prefixed(*lists)]
         recorded = [(queue, int(queue not in self.unrecorded)) for queue in queues]
-        arguments = [self.owner, self.room, len(queues), *chain(*recorded), *self.sent]
+        arguments = [self.owner, self.room, len(queues), *chain(*recorded), *self.settlement]
         self._in_poll = self.client.connection
         self._brpop_sent_at = self.looked = time.monotonic()
         self._in_poll.send_command(command, script, len(keys), *keys, *arguments)
@@ -402,8 +427,7 @@ class Channel(redis.Channel):
             raise
         self._in_poll = None
         self._flush_brpop_reauth()
-        for tag in self.sent:
-            self.book.done.pop(tag, None)
+        self.book.confirm(self.sent)
         self.empty = len(found) < self.room
         return found
 
@@ -448,6 +472,10 @@ class Channel(redis.Channel):
                 command(name, tag)
             pipe.execute()
 
+    def settle_with(self, tag: str, result: Result) -> None:
+        """Store a result when the message is acknowledged."""
+        self.book.results[tag] = result
+
     def settle_soon(self) -> None:
         """Acknowledge what is done: at the event loop's next turn, or now when there is none."""
         if self.closed and not self.do_restore:
@@ -457,15 +485,15 @@ class Channel(redis.Channel):
 
     def settle(self) -> None:
         """Acknowledge what is done, and wait for the answer; a later turn tries again without one."""
-        while done := tuple(self.book.done)[:CHUNK]:
+        while self.book.done:
+            tags, settlement = self.book.settlement()
             try:
                 script = self.plain.register_script(SETTLE)
-                script(self.keys(), [self.owner, 0, 0, *done])
+                script(self.keys(), [self.owner, 0, 0, *settlement])
             except self.connection_errors as error:
                 logger.warning("Redis did not confirm yet that tasks are done: %r", error)
                 return
-            for tag in done:
-                self.book.done.pop(tag, None)
+            self.book.confirm(tags)
 
     def finish_request(self) -> None:
         """Return what was taken and not delivered, also by the request that is on its way."""

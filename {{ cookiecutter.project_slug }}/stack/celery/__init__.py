@@ -6,10 +6,10 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | the project's settings | settings.py | a worker shows Flower its configuration: no settings but Celery's |
 | default settings | defaults.py | reliability; each may be overridden as CELERY_… in the project's settings |
 | class of every task | task.py | refusals, redeliveries, retries |
-| class of a worker's request | request.py | log lines about a task whose child process ended |
+| class of a worker's request | request.py | log lines about a task whose child process ended; results |
 | a worker's consumer | consumer.py | unknown and unreadable tasks, tasks that began when it stops, events in batches |
 | beat's scheduler | scheduler.py | the heartbeat |
-| result backend | results.py | what ./manage.py failed shows |
+| result backend | results.py | what ./manage.py failed shows; results with the acknowledgement |
 | backend of Django's own tasks | django_tasks.py | @task runs on Celery, too |
 | every signal | signals.py | logs, heartbeats, memory |
 | kombu's transport for Redis | ../brokers/redis_transport.py | no lost task, early redelivery |

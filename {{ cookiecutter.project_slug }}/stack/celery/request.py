@@ -7,11 +7,39 @@ from celery.worker import request
 
 from stack import logs
 
+from . import results
+
+# What the main process has a child process call.
+request.fast_trace_task = results.run_task  # type: ignore[attr-defined]
+
 
 class Request(request.Request):
-    """Celery's request, whose log lines have the fields of the task when the child cannot log them."""
+    """Celery's request: it logs with the task's fields, and stores results that it is handed over."""
 
     _context: Context
+    _result: results.Stored | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take the result before what Celery does; its subclass for each task calls no super()."""
+        super().__init_subclass__(**options)
+        on_success: Any = cls.on_success
+
+        def take_result(self: Request, outcome: tuple[int, Any, float], **options: Any) -> None:
+            self._result = getattr(outcome[1], "result", None)
+            on_success(self, outcome, **options)
+
+        cls.on_success = take_result  # type: ignore[method-assign, assignment]
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, and store the result in the same step."""
+        if self._result and self.acknowledged:  # too late for that
+            _, key, seconds, value = self._result
+            backend: Any = self.task.backend
+            backend.set(key, value, expires=seconds)
+        elif self._result:
+            message: Any = self.message
+            message.channel.settle_with(message.delivery_tag, self._result)
+        super().acknowledge()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Log with the task's fields that it ran for too long."""

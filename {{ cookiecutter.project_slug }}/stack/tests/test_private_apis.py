@@ -13,10 +13,10 @@ import kombu.transport
 import pytest
 from billiard.pool import ApplyResult
 from celery import Celery
-from celery.app import base, task
+from celery.app import base, task, trace
 from celery.backends.redis import RedisBackend
 from celery.loaders.base import BaseLoader
-from celery.worker import state
+from celery.worker import request, state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from django.conf import settings
@@ -65,6 +65,10 @@ USED = [
     (ApplyResult, "_write_to", "stack/celery/consumer.py"),
     (Request, "on_timeout", "stack/celery/request.py"),
     (Request, "on_failure", "stack/celery/request.py"),
+    (Request, "on_success", "stack/celery/request.py"),
+    (Request, "acknowledge", "stack/celery/request.py"),
+    (request, "create_request_cls", "stack/celery/request.py"),
+    (trace, "fast_trace_task", "stack/celery/results.py"),
     (state, "active_requests", "stack/activity.py"),
     (state, "all_total_count", "stack/activity.py"),
     (redis.Channel, "_q_for_pri", "stack/brokers/redis.py"),

@@ -15,6 +15,7 @@ from kombu import Connection, Queue
 from kombu.transport import redis as kombus
 from redis import Redis
 
+from stack.brokers import redis as current_redis
 from stack.brokers import redis_transport
 from stack.brokers.redis_transport import DEAD_LETTERS
 from stack.testing import wait_for
@@ -414,6 +415,29 @@ def test_an_acknowledgement_that_redis_did_not_confirm_is_sent_again(broker: Any
     assert broker.hlen("unacked") == 1
     consumer.look()
     assert broker.hlen("unacked") == 0
+
+
+def test_a_result_is_stored_in_the_step_that_acknowledges(broker: Any, connect) -> None:
+    consumer = Consumer(connect(socket_timeout=0.2), "a", prefetch=1)
+    send(connect(), "a", 1)
+    consumer.wait_for(1)
+    (message,) = consumer.messages
+    with Redis.from_url(current_app.conf.result_backend) as results, results.pubsub() as waiting:
+        results.delete("result")
+        waiting.subscribe("result")
+        database = current_redis.result_database()
+        consumer.channel.settle_with(message.delivery_tag, (database, "result", 60, "done"))
+        broker.execute_command("CLIENT", "PAUSE", 1000, "ALL")
+        message.ack()
+        wait_for(lambda: broker.ping())
+        assert (broker.hlen("unacked"), results.get("result")) == (1, None)
+        consumer.look()
+        assert (broker.hlen("unacked"), results.get("result")) == (0, b"done")
+        assert 0 < results.ttl("result") <= 60
+        found = wait_for(lambda: waiting.get_message(ignore_subscribe_messages=True))
+        assert found["data"] == b"done"
+        results.delete("result")
+    assert consumer.channel.book.results == {}
 
 
 def test_beside_kombu_both_take_and_each_redelivers_what_the_other_held(
