@@ -88,10 +88,13 @@ services:
   elsewhere: &redis
     image: redis:8.0
     networks: [inside]
-    command: [redis-server, --save, "", --protected-mode, "no"]
+    volumes: ["./tls.pem:/tls.pem:ro"]
+    command: [redis-server, --save, "", --protected-mode, "no", --tls-port, "6380",
+      --tls-cert-file, /tls.pem, --tls-key-file, /tls.pem, --tls-auth-clients, "no"]
   paused: *redis
   worker-crawl:
-    environment: {CELERY_BROKER_URL: redis://elsewhere/0}
+    volumes: ["./tls.pem:/tls.pem:ro"]
+    environment: {CELERY_BROKER_URL: "rediss://elsewhere:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/tls.pem"}
     extra_hosts: ["broker:127.0.0.1"]
   worker-notify:
     environment: {CELERY_BROKER_URL: redis://paused/0}
@@ -100,9 +103,16 @@ services:
 
 @contextlib.contextmanager
 def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
-    """Start two more brokers, which crawl and notify use instead; yield compose with them."""
+    """Start two more brokers, which crawl, with TLS, and notify use; yield compose with them."""
     file = stack.folder / "elsewhere.yaml"
     file.write_text(ELSEWHERE)
+    certificate = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2"
+        " -subj /CN=elsewhere -addext subjectAltName=DNS:elsewhere"
+        " -addext keyUsage=digitalSignature,keyCertSign -keyout - 2>/dev/null"
+    )
+    made = stack.containers()["proxy"].exec_run(["sh", "-c", certificate])
+    (stack.folder / "tls.pem").write_bytes(made.output)
     names = ("compose.yaml", "compose.production.yaml", file.name)
 
     def compose(*arguments: str) -> str:
@@ -114,12 +124,18 @@ def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
     finally:
         compose("rm", "--stop", "--force", *BROKERS)
         file.unlink()
+        (stack.folder / "tls.pem").unlink()
         stack.up()
 
 
 def test_the_broker_that_counts_is_the_one_in_use(production: Stack) -> None:
     """Crawl hangs and its own broker answers; notify waits for its own, and "broker" answers."""
     with brokers_elsewhere(production) as compose:
+        send = "from probe.tasks import sleep; print(sleep.apply_async((0,), queue='crawl', ignore_result=True))"
+        shell = ("./manage.py", "shell", "--no-imports", "--command", send)
+        task = compose("exec", "--no-TTY", "worker-crawl", *shell).strip()
+        done = f"[{task}] succeeded"
+        wait_for("a task by TLS", lambda: done in production.compose("logs", "worker-crawl"))
         before = starts(production)
         compose("pause", "paused")
         os.kill(main_process(production, "worker-crawl"), signal.SIGSTOP)
