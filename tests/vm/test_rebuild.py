@@ -1,6 +1,7 @@
 """All is lost but a backup and a bundle, and the VM has no network."""
 
 import io
+import re
 from pathlib import Path
 
 from tests.stack.stack import wait_for
@@ -50,7 +51,8 @@ def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
     tasks = vm.count("count(*), sum(done)", "%")
     vm.here("ops/backup --to=/tmp/kept")
     bundle = tmp_path / "site.tar"
-    vm.ops("deploy", f"--bundle={bundle}", f"--tag={version}")
+    printed = vm.ops("deploy", f"--bundle={bundle}", f"--tag={version}")
+    checksum = re.search("--sha256=[0-9a-f]{64}", printed)[0]
 
     vm.here("docker compose down --volumes --timeout=5")
     vm.run("sh", "-c", f"rm -rf {vm.folder} && docker image prune --all --force")
@@ -58,12 +60,12 @@ def test_a_bundle_and_a_backup_make_a_wiped_vm_whole_without_a_network(
     docker("cp", str(bundle), f"{vm.name}:/root/site.tar")
     vm.run("sh", "-c", "cd /root && cp site.tar bad.tar && tar -xf site.tar ./version/ops")
     vm.run("python3", "-c", DAMAGE, "/root/bad.tar")
-    install = "cd /root && version/ops/install --yes {} 2>&1; echo ended with $?"
+    install = f"cd /root && version/ops/install --yes {checksum} {{}} 2>&1; echo ended with $?"
     options = " ".join(vm.first_settings())
     with vm.no_network():
         printed = vm.run("sh", "-c", install.format("bad.tar"), timeout=600)
         assert printed.endswith(
-            "bad.tar is damaged or no bundle; copy it again. The site is as it was.\nended with 1\n"
+            "bad.tar has another checksum; copy it again. Nothing was changed.\nended with 1\n"
         ), printed
         assert vm.run("docker", "image", "ls", "--quiet") == ""
         vm.run("systemd-run", "--unit=look", "sh", "-c", PROCESSES)

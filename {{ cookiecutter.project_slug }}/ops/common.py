@@ -314,6 +314,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sums(folder: Path) -> str:
+    """Return what sha256sum prints for the files of a bundle, without the file that holds this."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [str(name) for name in files if str(name) != "SHA256SUMS"]
+    return "".join(f"{digest(folder / name)}  {name}\n" for name in names)
+
+
 def describe_backup(file: Path) -> str:
     """Return the path and the size of a backup, and what is known of its content."""
     sums = file.with_suffix(".tar.sha256")
