@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,27 @@ def load(defaults: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     yield load
     sys.modules.pop("common", None)
+
+
+# Versions -----------------------------------------------------------------------------------------
+
+
+def test_a_newer_base_image_makes_another_version(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy, ids = load("deploy"), {}
+    git = {("rev-parse", "--short=12", "HEAD"): "0123456789ab"}  # and nothing changed since
+    monkeypatch.setattr(deploy, "output", lambda _, *words: git.get(words, ""))
+    monkeypatch.setattr(deploy.common, "image", lambda name: {"Id": ids[name]} if ids else {})
+    bare = deploy.version(), deploy.proxy_version()
+    assert bare[0] == "0123456789ab"
+    ids |= dict.fromkeys((name for name, _ in deploy.base_images()), "sha256:old")
+    old = deploy.version(), deploy.proxy_version()
+    ids[next(name for name, stage in deploy.base_images() if stage == "base")] = "sha256:new"
+    new = deploy.version(), deploy.proxy_version()
+    assert re.fullmatch("0123456789ab-[0-9a-f]{8}", old[0])
+    assert len({bare[0], old[0], new[0]}) == 3
+    assert new[1] == old[1] != bare[1]
 
 
 # A bundle -----------------------------------------------------------------------------------------

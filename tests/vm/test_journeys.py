@@ -3,6 +3,7 @@
 import errno
 import re
 import shlex
+import shutil
 import stat
 import textwrap
 
@@ -97,3 +98,25 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     assert new_file != old_file
     assert vm.get(new_file).text == "body { color: black }\n"
     assert vm.get(old_file).status_code == 200
+
+
+def test_a_deploy_with_pull_brings_what_is_newer_here_and_cannot_be_pulled_there(
+    vm: ProductionVm,
+) -> None:
+    container = f"{vm.stack.slug}-cache-1"
+    look = ["docker", "inspect", "--format={{.Image}} {{.Config.Image}}", container]
+    before, image = vm.run(*look).split()
+    # Another one of the same name there, which a registry stands for that has what is here.
+    vm.run("docker", "commit", container, image)
+    vm.here("docker compose up --detach --wait --no-deps cache")
+    assert vm.run(*look).split()[0] != before
+    program = vm.bin / "docker"
+    program.write_text(f'#!/bin/sh\n[ "$1" = pull ] || exec {shutil.which("docker")} "$@"\n')
+    program.chmod(0o755)
+    try:
+        printed = vm.deploy(f"--tag={vm.version()}", "--pull", WAIT)
+    finally:
+        program.unlink()
+    assert re.search(r"shipping (.*)$", printed, re.MULTILINE)[1] == image
+    assert vm.run(*look).split()[0] == before
+    assert vm.get("/readyz").status_code == 200

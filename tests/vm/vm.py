@@ -164,11 +164,13 @@ class ProductionVm(Vm):
     # Versions --------------------------------------------------------------------------------------
 
     def commit(self) -> str:
-        """Commit what the laptop has; return the version's name."""
+        """Commit what the laptop has; return the name that ops/deploy gives to that version."""
         git = ["git", "-C", self.stack.folder, "-c", "user.name=test", "-c", "user.email=test@test"]
         for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "next"]):
             subprocess.run([*git, *words], check=True)
-        return subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+        code = "import runpy; print(runpy.run_path('deploy')['version']())"
+        ops = self.stack.folder / "ops"
+        return subprocess.check_output(["python3", "-B", "-c", code], cwd=ops, text=True).strip()
 
     def image(self, tag: str, dockerfile: str) -> str:
         """Build an image `tag` on the laptop, some lines on top of what runs; return --tag=TAG."""

@@ -6,8 +6,9 @@ value per line.
 
 1. release: {"architecture": …, "first": true without a .env, "layers": those that the engine has}
 2. deploy: {NAME: VALUE}, lines for .env
-3. release: [IMAGE, …], those that the engine lacks
-4. deploy, when it has shipped them: {}
+3. release: {"lacking": [IMAGE, …] of the project's own, "pulled": [IMAGE, …], "others": {IMAGE: its
+   content, [] if it is lacking}, which it could not pull}
+4. deploy, when it has shipped what it has to: {}
 
 From then on release prints its progress as text; its exit code is that of the deploy. Before 4, deploy
 sends an empty line every five seconds, and after SILENCE release gives up: nothing was changed.
@@ -192,6 +193,26 @@ def containers(*services: str) -> list[str]:
 def inspect(ids: list[str]) -> list[dict]:
     """Return the descriptions of containers."""
     return json.loads(run("docker", "inspect", *ids)) if ids else []
+
+
+def image(name: str) -> dict:
+    """Return the description of an image; an empty one when the engine does not have it."""
+    return json.loads(output("docker", "image", "inspect", name) or "[{}]")[0]
+
+
+def content(name: str) -> list[str]:
+    """
+    Return the time and the layers of an image; nothing when the engine does not have it.
+
+    Its id is another one in the classic image store than in containerd's.
+    """
+    found = image(name)
+    return [found["Created"], *found["RootFS"]["Layers"]] if found else []
+
+
+def pull(name: str) -> bool:
+    """Pull an image; return whether that worked."""
+    return not subprocess.run(["docker", "pull", "--quiet", name], capture_output=True).returncode
 
 
 def healthy(container: dict) -> bool:
