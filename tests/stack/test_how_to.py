@@ -4,6 +4,7 @@ import http.client
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 from docker.models.containers import Container
@@ -15,7 +16,34 @@ URLS = """\
 from django.urls import path
 from django.views.generic import TemplateView
 
-urlpatterns = [path("", TemplateView.as_view(template_name="shop.html"))]
+from .views import order
+
+urlpatterns = [
+    path("", TemplateView.as_view(template_name="shop.html")),
+    path("order", order),
+]
+"""
+TASKS = """\
+from celery import shared_task
+from django.contrib.auth.models import Group
+
+
+@shared_task
+def send_receipt(order_id: int) -> None:
+    order = Group.objects.get(pk=order_id)
+    Group.objects.create(name=f"{order.name}, receipt {Group.objects.count()}")
+"""
+VIEW = """\
+from django.contrib.auth.models import Group as Order
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+
+from .tasks import send_receipt
+{send}
+
+def order(request: HttpRequest) -> HttpResponse:
+{block}
+    return HttpResponse("Thank you.")
 """
 PAGE = '{% load static %}<script nonce="{{ csp_nonce }}"></script><img src="{% static \'icon.svg\' %}">'
 CLIENT = """
@@ -88,6 +116,15 @@ def apply_everything(stack: Stack) -> None:
     (static,) = re.findall(r'`(staticfiles_urlpatterns\(".*"\))`', manual)
     stack.edit("config/urls.py", "staticfiles_urlpatterns()", static)
 
+    outbox, send = blocks(stack, "When a task cannot be sent")
+    append(stack, settings, outbox)
+    append(stack, settings, 'CELERY_BEAT_SCHEDULE["send-outbox"]["schedule"] = 2\n')
+    stack.edit(settings, '    "stack",\n', '    "stack",\n    "shop",\n')
+    (shop / "tasks.py").write_text(TASKS)
+    imported, _, block = send.partition("\n\n")
+    block = indent(block.replace("create(…)", 'create(name="order")'), "    ")
+    (shop / "views.py").write_text(VIEW.format(send=imported, block=block))
+
     (uploads,) = blocks(stack, "Accept larger uploads")
     stack.set(**dict(line.split("=", 1) for line in uploads.splitlines()))
 
@@ -148,6 +185,40 @@ def test_a_page_is_cached_in_the_cache_that_pickles(project: Stack) -> None:
     assert project.python(code.format(cache="pickles")) == "[b'page', b'page'] 1"
     with pytest.raises(AssertionError, match="not JSON serializable"):
         project.python(code.format(cache="default"))
+
+
+def test_a_task_of_the_outbox_is_sent_when_the_broker_is_back(project: Stack) -> None:
+    def waiting() -> int:
+        query = "from stack.outbox.models import Message; print(Message.objects.count())"
+        return int(project.python(query))
+
+    def orders() -> list[str]:
+        query = "from django.contrib.auth.models import Group; print(*Group.objects.all(), sep=';')"
+        return sorted(project.python(query).split(";"))
+
+    project.compose("stop", "broker")
+    try:
+        answer = project.get("/shop/order")
+        assert (answer.status_code, answer.text) == (200, "Thank you.")
+        assert (orders(), waiting()) == (["order"], 1)
+        page = (
+            "from django.contrib.auth import get_user_model; from django.test import Client;"
+            "client = Client(headers={'Host': 'localhost'});"
+            "client.force_login(get_user_model().objects.get(username='admin'));"
+            "print(client.get('/admin/stack_outbox/message/').text)"
+        )
+        assert "shop.tasks.send_receipt" in project.python(page)
+    finally:
+        project.start("broker")
+    # Not to wait a minute for it.
+    project.python(
+        "from datetime import timedelta; from django.utils import timezone;"
+        "from stack.outbox.models import Message;"
+        "Message.objects.update(created_at=timezone.now() - timedelta(minutes=2))"
+    )
+    wait_for("the receipt", lambda: len(orders()) > 1)
+    wait_for("the end of the row", lambda: waiting() == 0)
+    assert orders() == ["order", "order, receipt 1"]
 
 
 def test_everything_is_below_the_path(project: Stack) -> None:

@@ -153,6 +153,13 @@ stack/management/commands/sample.py
 stack/management/table.py
 stack/middleware.py
 stack/mypy_tasks.py
+stack/outbox/__init__.py
+stack/outbox/admin.py
+stack/outbox/apps.py
+stack/outbox/migrations/0001_initial.py
+stack/outbox/migrations/__init__.py
+stack/outbox/models.py
+stack/outbox/tasks.py
 stack/queues.py
 stack/sentry.py
 stack/settings.py
@@ -170,6 +177,7 @@ stack/tests/test_lint_migrations.py
 stack/tests/test_logs.py
 stack/tests/test_middleware.py
 stack/tests/test_ops.py
+stack/tests/test_outbox.py
 stack/tests/test_private_apis.py
 stack/tests/test_queues.py
 stack/tests/test_redis_transport.py

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import current_app
 from celery.exceptions import QueueNotFound
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from django.utils.module_loading import autodiscover_modules
@@ -136,6 +137,22 @@ def scheduled_tasks_exist(**kwargs: object) -> list[Error]:
         )
         for name, entry in current_app.conf.beat_schedule.items()
         if entry["task"] not in current_app.tasks
+    ]
+
+
+@register()
+def outbox_is_scheduled(**kwargs: object) -> list[Error]:
+    """Return an error when nothing sends what stays in the outbox."""
+    task = "stack.outbox.tasks.send_overdue"
+    scheduled = {entry["task"] for entry in current_app.conf.beat_schedule.values()}
+    if task in scheduled or not apps.is_installed("stack.outbox"):
+        return []
+    return [
+        Error(
+            f'"stack.outbox" is in INSTALLED_APPS, and no entry of beat\'s schedule sends "{task}".',
+            hint="Add one to CELERY_BEAT_SCHEDULE, as in docs/how-to.md.",
+            id="stack.E006",
+        )
     ]
 
 

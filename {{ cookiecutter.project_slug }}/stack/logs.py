@@ -111,8 +111,10 @@ def task_fields(request: Any) -> Iterator[None]:
 
 
 def add_request_id(headers: dict[str, Any], **kwargs: object) -> None:
-    """Add the request ID to the message of a task; a receiver of before_task_publish."""
-    headers["request_id"] = fields.get().get("request_id") or headers["id"]
+    """Add the request ID to the message of a task that has none; a receiver of before_task_publish."""
+    headers["request_id"] = (
+        headers.get("request_id") or fields.get().get("request_id") or headers["id"]
+    )
 
 
 def task_started(task: Any, **kwargs: object) -> None:
