@@ -222,6 +222,16 @@ def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     wait_for("there is none again", lambda: dead() == 0)
 
 
+def test_a_worker_is_replaced_by_a_second_one_of_its_name(rabbitmq: Stack) -> None:
+    before = rabbitmq.containers()["worker-crawl"].id
+    rabbitmq.shell("ops/roll worker-crawl")
+    worker = rabbitmq.containers()["worker-crawl"]
+    assert worker.id != before
+    assert worker.attrs["RestartCount"] == 0
+    assert len(rabbitmq.inspect("ping")) == len(QUEUES)
+    assert rabbitmq.result(rabbitmq.send("crawl", steps=1)) == f"Done by crawl@{rabbitmq.slug}."
+
+
 def test_readyz_names_the_broker_when_it_is_dead(rabbitmq: Stack) -> None:
     assert rabbitmq.get("/readyz").json() == {"database": "ok", "broker": "ok", "cache": "ok"}
     rabbitmq.compose("stop", "broker")

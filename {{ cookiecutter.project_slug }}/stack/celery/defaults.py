@@ -88,6 +88,11 @@ def everything() -> dict[str, Any]:
         # done.
         # https://docs.celeryq.dev/en/stable/userguide/configuration.html#worker-cancel-long-running-tasks-on-connection-loss
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # ops/roll runs two workers of one name for a while. RabbitMQ would refuse the second one the
+        # exclusive queue of the first, and will refuse one that is neither exclusive nor durable:
+        # https://www.rabbitmq.com/docs/queues#durability
+        "control_queue_exclusive": False,
+        "control_queue_durable": True,
         # Events are what Flower shows.
         # https://docs.celeryq.dev/en/stable/userguide/monitoring.html#events
         "worker_send_task_events": True,
