@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery import current_app, shared_task
 from django.apps import apps
+from django.contrib import admin
 from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
@@ -40,11 +41,11 @@ def app(django_db_setup: None, django_db_blocker) -> Iterator[None]:
         with django_db_blocker.unblock():
             call_command("migrate", "stack_outbox", verbosity=0)
             messages().delete()  # of a run that was killed
-        import stack.outbox.tasks  # noqa: F401
-
         yield
         with django_db_blocker.unblock():
             call_command("migrate", "stack_outbox", "zero", verbosity=0)
+        if admin.site.is_registered(messages().model):
+            admin.site.unregister(messages().model)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,9 @@ def make_overdue() -> None:
 
 def send_overdue() -> None:
     """Do what beat has a worker do every minute."""
-    current_app.tasks["stack.outbox.tasks.send_overdue"]()
+    from stack.outbox import tasks
+
+    tasks.send_overdue()
 
 
 def test_a_task_is_sent_after_the_commit() -> None:
