@@ -1,37 +1,31 @@
 """ops/deploy and ops/install: what goes to a VM, and what it accepts, without an engine."""
 
-import importlib.util
+import functools
+import hashlib
 import io
+import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from importlib.machinery import SourceFileLoader
+import tarfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests import ops
+
 Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def load(defaults: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a command of ops/, which leaves nothing in the project."""
+def load(defaults: Path) -> Load:
+    """Import a command of ops/."""
     pytest.importorskip("pwd", reason="ops/install is for Linux")
-    monkeypatch.syspath_prepend(defaults / "ops")
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def load(name: str) -> ModuleType:
-        loader = SourceFileLoader(f"ops_{name}", str(defaults / "ops" / name))
-        module = importlib.util.module_from_spec(
-            importlib.util.spec_from_loader(loader.name, loader)
-        )
-        loader.exec_module(module)
-        return module
-
-    yield load
-    sys.modules.pop("common", None)
+    return functools.partial(ops.load, defaults)
 
 
 # Versions -----------------------------------------------------------------------------------------
@@ -53,6 +47,70 @@ def test_a_newer_base_image_makes_another_version(
     assert re.fullmatch("0123456789ab-[0-9a-f]{8}", old[0])
     assert len({bare[0], old[0], new[0]}) == 3
     assert new[1] == old[1] != bare[1]
+
+
+# Images -------------------------------------------------------------------------------------------
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to an archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def blob(content: bytes) -> str:
+    """Return the name of a file in an archive of images."""
+    return f"blobs/sha256/{hashlib.sha256(content).hexdigest()}"
+
+
+def engine_with(folder: Path, layers: list[bytes], pack: Callable[[bytes], bytes]) -> None:
+    """Make a docker with one image, whose layers its archive has as `pack` makes them."""
+    ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": ids}}).encode()
+    files = {blob(pack(layer)): pack(layer) for layer in layers} | {blob(config): config}
+    manifest = {"Config": blob(config), "Layers": [blob(pack(layer)) for layer in layers]}
+    (folder / "image").write_text(json.dumps([{"RootFS": {"Layers": ids}}]))
+    with tarfile.open(folder / "save", "w") as tar:
+        for name in sorted(files):  # before what describes them, as engines do
+            add(tar, name, files[name])
+        add(tar, "manifest.json", json.dumps([manifest]).encode())
+    program = folder / "docker"
+    program.write_text('#!/bin/sh\ncat "$(dirname "$0")/$1"\n')
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("store", "pack"),
+    [("overlay2", bytes), ("overlayfs, io.containerd.snapshotter.v1", zlib.compress)],
+    ids=["classic", "containerd"],
+)
+@pytest.mark.parametrize("there", [0, 1, 2, 3])
+def test_only_the_layers_that_the_vm_lacks_are_shipped(
+    tmp_path: Path,
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    pack: Callable[[bytes], bytes],
+    there: int,
+) -> None:
+    layers = [name.encode() * 999 for name in ("base", "packages", "source")]
+    engine_with(tmp_path, layers, pack)
+    (tmp_path / "info").write_text(store)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    deploy = load("deploy")
+    chain = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers[:there]]
+    # Another image has the last layer, but not on top of these.
+    other = [f"sha256:{hashlib.sha256(layers[-1]).hexdigest()}"]
+    known = deploy.known_layers(["x"], [other, chain])
+    shipped = io.BytesIO()
+    assert deploy.save(["x"], known, shipped) == len(shipped.getvalue())
+    with tarfile.open(fileobj=io.BytesIO(shipped.getvalue())) as tar:
+        names = tar.getnames()
+    assert "manifest.json" in names
+    assert [blob(pack(layer)) in names for layer in layers] == [False] * there + [True] * (
+        3 - there
+    )
 
 
 # A bundle -----------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ value per line.
 3. release: {"lacking": [IMAGE, …] of the project's own, "pulled": [IMAGE, …], "others": {IMAGE: its
    content, [] if it is lacking}, which it could not pull}
 4. deploy, when it has shipped what it has to: {}
+5. release: [IMAGE, …], those of which it still has not all; unless there are none, 4 and 5 again
 
-From then on release prints its progress as text; its exit code is that of the deploy. Before 4, deploy
+From then on release prints its progress as text; its exit code is that of the deploy. Until 4, deploy
 sends an empty line every five seconds, and after SILENCE release gives up: nothing was changed.
 """
 
@@ -208,6 +209,11 @@ def content(name: str) -> list[str]:
     """
     found = image(name)
     return [found["Created"], *found["RootFS"]["Layers"]] if found else []
+
+
+def in_containerd() -> bool:
+    """Return whether the engine keeps images in containerd's store, not in the classic one."""
+    return "io.containerd.snapshotter" in run("docker", "info")
 
 
 def pull(name: str) -> bool:
