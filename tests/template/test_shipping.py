@@ -49,6 +49,19 @@ def test_a_newer_base_image_makes_another_version(
     assert new[1] == old[1] != bare[1]
 
 
+def test_with_pull_images_of_others_are_shipped_if_lacking_or_newer_here(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deploy = load("deploy")
+    there = {"lacking": [], "same": ["monday", "a"], "newer": ["monday", "b"], "built": ["today"]}
+    here = {"lacking": ["x"], "same": ["monday", "a"], "newer": ["tuesday", "b"], "built": ["old"]}
+    monkeypatch.setattr(deploy.common, "content", here.get)
+    monkeypatch.setattr(deploy.common, "pull", lambda name: name != "built")
+    assert deploy.to_ship(there, pull=True) == ["lacking", "newer"]
+    stays = "built can be pulled neither there nor here: it stays as it is on the VM"
+    assert stays in capsys.readouterr().out
+
+
 # Images -------------------------------------------------------------------------------------------
 
 
