@@ -126,6 +126,15 @@ def test_only_the_layers_that_the_vm_lacks_are_shipped(
     )
 
 
+def test_an_image_that_could_not_be_unpacked_has_no_layers_there(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = load("release")
+    found = json.dumps([{"RootFS": {"Layers": ["base"]}}, {"RootFS": {}}])
+    monkeypatch.setattr(release, "run", lambda *words: "one two" if "ls" in words else found)
+    assert release.chains() == [["base"], []]
+
+
 # A bundle -----------------------------------------------------------------------------------------
 
 

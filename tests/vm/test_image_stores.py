@@ -1,5 +1,6 @@
 """Docker's classic image store and containerd's, on both sides of a deploy: little is shipped."""
 
+import io
 import os
 import re
 import shutil
@@ -32,6 +33,11 @@ mkdir -p /var/lib/docker/{0}
 exec dockerd --config-file=/etc/docker/{1}.json --host=unix:///sockets/{0}.sock \\
     --data-root=/var/lib/docker/{0} --exec-root=/run/{0} --pidfile=/run/{0}.pid \\
     --bridge=none --iptables=false > /var/log/{0}.log 2>&1
+"""
+# A docker that takes nothing of the first images that it shall load.
+SWALLOW = """#!/bin/sh
+[ "$1" = load ] && mkdir /tmp/swallowed && exec cat > /dev/null
+exec /usr/bin/docker "$@"
 """
 # Runs the last word as on the VM.
 SSH = """#!/bin/sh
@@ -216,6 +222,19 @@ def test_layers_that_are_not_there_after_all_are_shipped(
 
 
 @pytest.mark.parametrize("there", STORES)
+def test_an_image_of_which_no_layer_came_is_missing(route: Route, there: str) -> None:
+    route.use("classic", there)
+    image = route.build("first")
+    nothing = io.BytesIO()
+    with route.on(route.here):
+        route.deploy.save([image], set(route.deploy.common.content(image)), nothing)
+    with route.on(route.there):
+        subprocess.run(["docker", "load"], input=nothing.getvalue(), capture_output=True)
+    assert route.missing(image) == [image]
+    assert route.ship(image) > BASE + PACKAGES
+
+
+@pytest.mark.parametrize("there", STORES)
 @pytest.mark.parametrize("size", [BASE, BASE + 2 * PACKAGES])
 def test_a_full_disk_is_noticed_and_the_next_attempt_is_whole(
     route: Route, there: str, size: int
@@ -272,7 +291,9 @@ def test_a_site_on_containerds_store_gets_a_small_change_and_what_only_seems_to_
     load = ["docker", "exec", "--interactive", vm.name, "docker", "load"]
     with subprocess.Popen(load, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as loading:
         deploy.save([image], set(deploy.common.content(image)), loading.stdin)
-    assert image in vm.run("docker", "image", "ls", "--format={{.Repository}}:{{.Tag}}").split()
+    assert image in vm.run("docker", "image", "inspect", image)
+    vm.run("sh", "-c", f"printf %s '{SWALLOW}' > /usr/local/bin/docker")
+    vm.run("chmod", "755", "/usr/local/bin/docker")
     printed = vm.deploy(option, WAIT)
     assert "the VM cannot add to the layers that it has: shipping all" in printed
     assert vm.version() == "half"
