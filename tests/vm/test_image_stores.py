@@ -224,7 +224,7 @@ def test_layers_that_are_not_there_after_all_are_shipped(
 @pytest.mark.parametrize("there", STORES)
 def test_an_image_of_which_no_layer_came_is_missing(route: Route, there: str) -> None:
     route.use("classic", there)
-    image = route.build("first")
+    image = route.build("alone")
     nothing = io.BytesIO()
     with route.on(route.here):
         route.deploy.save([image], set(route.deploy.common.content(image)), nothing)
