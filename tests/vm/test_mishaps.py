@@ -178,6 +178,7 @@ def test_a_full_disk_is_reported_and_changes_nothing(
     assert visitors.failures == []
 
 
+@pytest.mark.long
 def test_a_deploy_that_was_cut_short_four_times_is_whole_in_the_end(
     vm: ProductionVm, change: str
 ) -> None:

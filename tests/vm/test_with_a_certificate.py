@@ -61,6 +61,7 @@ def trusting(vm: ProductionVm, authority: Path) -> Iterator[ProductionVm]:
     vm.deploy(*vm.first_settings())
 
 
+@pytest.mark.long
 def test_a_deploy_gives_the_site_a_certificate_that_a_power_cut_leaves(
     trusting: ProductionVm,
 ) -> None:
