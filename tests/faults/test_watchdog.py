@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 import requests
 
 from tests.faults.helpers import children, main_process
+from tests.stack import acme
 from tests.stack.stack import Stack, wait_for
 
 MINUTE = 60  # seconds, in which the watchdog of an idle machine has replaced what hangs
@@ -88,13 +90,13 @@ services:
   elsewhere: &redis
     image: redis:8.0
     networks: [inside]
-    volumes: ["./tls.pem:/tls.pem:ro"]
+    volumes: ["./tls:/tls:ro"]
     command: [redis-server, --save, "", --protected-mode, "no", --tls-port, "6380",
-      --tls-cert-file, /tls.pem, --tls-key-file, /tls.pem, --tls-auth-clients, "no"]
+      --tls-cert-file, /tls/cert.pem, --tls-key-file, /tls/key.pem, --tls-auth-clients, "no"]
   paused: *redis
   worker-crawl:
-    volumes: ["./tls.pem:/tls.pem:ro"]
-    environment: {CELERY_BROKER_URL: "rediss://elsewhere:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/tls.pem"}
+    volumes: ["./tls:/tls:ro"]
+    environment: {CELERY_BROKER_URL: "rediss://elsewhere:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/tls/cert.pem"}
     extra_hosts: ["broker:127.0.0.1"]
   worker-notify:
     environment: {CELERY_BROKER_URL: redis://paused/0}
@@ -106,13 +108,10 @@ def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
     """Start two more brokers, which crawl, with TLS, and notify use; yield compose with them."""
     file = stack.folder / "elsewhere.yaml"
     file.write_text(ELSEWHERE)
-    certificate = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2"
-        " -subj /CN=elsewhere -addext subjectAltName=DNS:elsewhere"
-        " -addext keyUsage=digitalSignature,keyCertSign -keyout - 2>/dev/null"
-    )
-    made = stack.containers()["proxy"].exec_run(["sh", "-c", certificate])
-    (stack.folder / "tls.pem").write_bytes(made.output)
+    tls = stack.folder / "tls"
+    tls.mkdir()
+    acme.self_signed(tls, "elsewhere")
+    (tls / "key.pem").chmod(0o644)
     names = ("compose.yaml", "compose.production.yaml", file.name)
 
     def compose(*arguments: str) -> str:
@@ -124,7 +123,7 @@ def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
     finally:
         compose("rm", "--stop", "--force", *BROKERS)
         file.unlink()
-        (stack.folder / "tls.pem").unlink()
+        shutil.rmtree(tls)
         stack.up()
 
 

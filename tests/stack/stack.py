@@ -1,5 +1,6 @@
 """A rendered project, running on the real engine."""
 
+import ipaddress
 import json
 import os
 import re
@@ -218,6 +219,16 @@ class Stack:
         labels += [f"com.docker.compose.service={service}"] if service else []
         found = self.docker.containers.list(all=True, filters={"label": labels})
         return {container.labels["com.docker.compose.service"]: container for container in found}
+
+    def reaches_the_host(self, service: str, network: str) -> bool:
+        """Return whether a service can connect to a port of the host by the host's address in a network."""
+        subnet = self.docker.networks.get(f"{self.slug}_{network}").attrs["IPAM"]["Config"][0][
+            "Subnet"
+        ]
+        with socket.create_server(("", 0)) as server:
+            address = (str(ipaddress.ip_network(subnet)[1]), server.getsockname()[1])
+            code = f"import socket; s = socket.socket(); s.settimeout(5); print(s.connect_ex({address}))"
+            return self.compose("exec", "--no-TTY", service, "python", "-c", code).strip() == "0"
 
     def health(self, service: str) -> str:
         """Return "healthy", "unhealthy" or "starting"."""

@@ -10,7 +10,6 @@ import pytest
 from docker.models.containers import Container
 
 from .stack import LAPTOP, Stack, wait_for
-from .test_security import reaches_the_host
 
 URLS = """\
 from django.urls import path
@@ -170,8 +169,8 @@ def test_the_page_is_that_of_the_app_with_a_script_of_its_own(project: Stack) ->
 
 
 def test_beat_has_outbound_access_where_env_says_so(project: Stack) -> None:
-    assert reaches_the_host(project, "beat", "beat")
-    assert not reaches_the_host(project, "beat", "inside")
+    assert project.reaches_the_host("beat", "beat")
+    assert not project.reaches_the_host("beat", "inside")
 
 
 def test_a_page_is_cached_in_the_cache_that_pickles(project: Stack) -> None:

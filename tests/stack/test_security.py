@@ -1,7 +1,6 @@
 """What an attacker tries from outside. Each row of docs/security.md is one of these tests."""
 
 import io
-import ipaddress
 import json
 import re
 import select
@@ -118,19 +117,6 @@ def kills(production: Stack) -> dict[str, tuple[bool, int, str]]:
     }
 
 
-def reaches_the_host(stack: Stack, service: str, network: str) -> bool:
-    """Return whether a service can connect to a port of the host by the host's address in a network."""
-    subnet = stack.docker.networks.get(f"{stack.slug}_{network}").attrs["IPAM"]["Config"][0][
-        "Subnet"
-    ]
-    with socket.create_server(("", 0)) as server:
-        address = (str(ipaddress.ip_network(subnet)[1]), server.getsockname()[1])
-        code = (
-            f"import socket; s = socket.socket(); s.settimeout(5); print(s.connect_ex({address}))"
-        )
-        return stack.compose("exec", "--no-TTY", service, "python", "-c", code).strip() == "0"
-
-
 def upload(production: Stack, name: str, content: bytes) -> requests.Response:
     """Store a file as media; return what a visitor gets of it."""
     files = {"file": (name, io.BytesIO(content))}
@@ -139,10 +125,10 @@ def upload(production: Stack, name: str, content: bytes) -> requests.Response:
 
 
 def test_the_data_network_does_not_lead_to_the_host(production: Stack) -> None:
-    assert reaches_the_host(production, "worker-default", "outside")
-    assert not reaches_the_host(production, "worker-default", "inside")
-    assert not reaches_the_host(production, "beat", "inside")
-    assert not reaches_the_host(production, "beat", "beat")
+    assert production.reaches_the_host("worker-default", "outside")
+    assert not production.reaches_the_host("worker-default", "inside")
+    assert not production.reaches_the_host("beat", "inside")
+    assert not production.reaches_the_host("beat", "beat")
 
 
 # Without a password -------------------------------------------------------------------------------

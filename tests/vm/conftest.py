@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.systemd.machine import docker
-
 from .vm import ProductionVm
 
 
@@ -17,10 +15,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProductionVm]:
     """A VM with sshd and Python, on which only ops/ lies."""
     vm = ProductionVm(tmp_path_factory.mktemp("vm"))
     try:
-        vm.build("--target=bare")
-        vm.create()
-        docker("cp", f"{vm.stack.folder}/ops", f"{vm.name}:/root/ops")
-        vm.boot()
+        vm.boot_bare()
         yield vm
     finally:
         vm.remove()

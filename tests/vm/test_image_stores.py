@@ -261,10 +261,7 @@ def containerd(tmp_path: Path) -> Iterator[ProductionVm]:
     """A VM whose engine has containerd's store."""
     vm = ProductionVm(tmp_path)
     try:
-        vm.build("--target=bare")
-        vm.create("--volume=/var/lib/containerd")
-        docker("cp", f"{vm.stack.folder}/ops", f"{vm.name}:/root/ops")
-        vm.boot()
+        vm.boot_bare("--volume=/var/lib/containerd")
         vm.run("mkdir", "/etc/docker")
         vm.run("sh", "-c", f"echo '{FEATURE % 'true'}' > /etc/docker/daemon.json")
         vm.install()

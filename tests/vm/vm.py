@@ -10,6 +10,7 @@ from pathlib import Path
 
 import requests
 
+from tests import ops
 from tests.evidence import step
 from tests.stack.stack import PATIENCE, PRODUCTION, Stack, wait_for
 from tests.systemd.machine import Vm, docker
@@ -40,6 +41,13 @@ class ProductionVm(Vm):
         ssh = self.bin / "ssh"
         ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F none {options} -oLogLevel=ERROR "$@"\n')
         ssh.chmod(0o755)
+
+    def boot_bare(self, *options: str) -> None:
+        """Build and boot it with sshd, Python and ops/ only; with options of "docker create"."""
+        self.build("--target=bare")
+        self.create(*options)
+        docker("cp", f"{self.stack.folder}/ops", f"{self.name}:/root/ops")
+        self.boot()
 
     def boot(self) -> None:
         """Switch on, and learn the address, once: each visitor of the site needs it all the time."""
@@ -168,9 +176,7 @@ class ProductionVm(Vm):
         git = ["git", "-C", self.stack.folder, "-c", "user.name=test", "-c", "user.email=test@test"]
         for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "next"]):
             subprocess.run([*git, *words], check=True)
-        code = "import runpy; print(runpy.run_path('deploy')['version']())"
-        ops = self.stack.folder / "ops"
-        return subprocess.check_output(["python3", "-B", "-c", code], cwd=ops, text=True).strip()
+        return ops.load(self.stack.folder, "deploy").version()
 
     def image(self, tag: str, dockerfile: str) -> str:
         """Build an image `tag` on the laptop, some lines on top of what runs; return --tag=TAG."""

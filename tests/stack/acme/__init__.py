@@ -22,6 +22,8 @@ def self_signed(folder: Path, *names: str) -> None:
     openssl(
         folder,
         *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
+        # Which Python 3.14 requires of one that it shall trust.
+        *("-addext", "keyUsage=digitalSignature,keyCertSign"),
         *("-addext", f"subjectAltName={alternatives}", "-keyout", "key.pem", "-out", "cert.pem"),
     )
 

@@ -32,6 +32,8 @@ MODULES = {
     "amqps": "rabbitmq",
     "pyamqp": "rabbitmq",
 }
+# Of a task, as it is stored with an acknowledgement: database, key, seconds until it expires, value.
+Result = tuple[int, str, int, str]
 
 
 @functools.cache

@@ -36,6 +36,8 @@ from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from . import Result
+
 logger = logging.getLogger(__name__)
 redis: Any = kombu_redis  # its type stubs do not know what is not public
 
@@ -160,9 +162,6 @@ def this_incarnation() -> str:
 
 
 os.register_at_fork(after_in_child=forget_incarnation)
-
-
-Result = tuple[int, str, int, str]  # database, key, seconds until it expires, value
 
 
 class Book:

@@ -5,7 +5,7 @@ from typing import Any
 from celery.app.task import Context
 from celery.worker import request
 
-from stack import logs
+from stack import brokers, logs
 
 from . import results
 
@@ -17,7 +17,7 @@ class Request(request.Request):
     """Celery's request: it logs with the task's fields, and stores results that it is handed over."""
 
     _context: Context
-    _result: results.Stored | None = None
+    _result: brokers.Result | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Take the result before what Celery does; its subclass for each task calls no super()."""

@@ -18,25 +18,24 @@ from celery.backends.redis import RedisBackend
 from stack import activity, brokers, logs
 
 from . import django_tasks
+from .task import Task
 
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
 KEPT = 1000
-REQUEST = "stack.celery.request:Request"  # the class that stores what it is handed over
 LARGEST = 4096  # characters of a result; a larger one would delay what else the main process does
-Stored = tuple[int, str, int, str]  # database, key, seconds until it expires, value
 
 
 class HandedOver(str):
     """The text of what a task returned, with the result that is still to be stored."""
 
-    result: Stored
+    result: brokers.Result
 
 
 class Running(threading.local):
     """About the task that runs in this thread: where its result is handed over to, and that."""
 
     database: int | None = None
-    result: Stored | None = None
+    result: brokers.Result | None = None
 
 
 running = Running()
@@ -45,7 +44,8 @@ running = Running()
 def run_task(name: str, *args: Any, **options: Any) -> tuple[int, Any, float]:
     """Run a task as Celery's fast_trace_task does; what it returned may be HandedOver."""
     task = current_app.tasks[name]
-    if task.Request == REQUEST and task.acks_late:
+    # Another class of request would not store what it is handed over.
+    if task.Request == Task.Request and task.acks_late:
         running.database = brokers.current().result_database()
     running.result = None
     try:
