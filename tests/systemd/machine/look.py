@@ -77,7 +77,9 @@ def main_of(container: dict) -> int:
     pid = container["State"]["Pid"]
     try:
         if pid and Path(f"/proc/{pid}/comm").read_text().strip() in ("docker-init", "tini"):
-            return next(iter(children(pid)), 0)
+            # What a killed main process leaves is a child of the init, too, for a moment; but the init
+            # makes only its own child the leader of a process group.
+            return next((child for child in children(pid) if os.getpgid(child) == child), 0)
     except OSError:
         return 0
     return pid
