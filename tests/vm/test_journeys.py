@@ -1,8 +1,11 @@
 """From a bare VM to a site, and to its next version."""
 
+import errno
 import re
+import shlex
 import shutil
 import stat
+import textwrap
 
 from .conftest import Installed
 from .load import QUEUES, Load
@@ -42,6 +45,24 @@ def test_the_first_deploy_gives_a_site_with_secrets_of_its_own(vm: ProductionVm)
     assert "ready." in vm.ops("logs", "--host", vm.host, "--no-follow", "worker-crawl")
 
 
+def test_the_manual_keeps_containers_from_the_metadata_service(vm: ProductionVm) -> None:
+    def reached() -> str:
+        connect = "import socket; print(socket.socket().connect_ex(('169.254.169.254', 80)))"
+        limited = (
+            f"timeout 3 docker compose exec -T worker-default python -c {shlex.quote(connect)}"
+        )
+        return vm.here(limited, check=False)
+
+    refused = str(errno.ECONNREFUSED)
+    assert reached().strip() != refused
+    manual = (vm.stack.folder / "docs/security.md").read_text()
+    (commands,) = re.findall(r"(?s)```sh\n(.*?)```", manual)
+    containers = vm.running()
+    vm.run("sh", "-c", textwrap.dedent(commands))
+    assert reached().strip() == refused
+    assert vm.running() == containers
+
+
 def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm) -> None:
     before, proxy = vm.version(), vm.running()["proxy"]
     page = vm.get("/admin/login/").text
@@ -54,6 +75,7 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     vm.stack.edit(
         "config/settings.py", "INSTALLED_APPS = [\n", 'INSTALLED_APPS = [\n    "probe",\n'
     )
+    vm.stack.edit("nginx/pages.conf", r'return 200 "ok\n"', r'return 200 "changed\n"')
     with Load(vm) as load:
         printed = vm.deploy(WAIT)
     assert load.failures == []
@@ -71,6 +93,7 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     assert float(re.search(r"shipped ([\d.]+) MB", printed)[1]) < 5
     assert vm.version() != before
     assert vm.running()["proxy"] == proxy
+    assert vm.get("/proxy-alive").text == "changed\n"
     new_file = re.search(r'href="(/static/admin/css/login\.\S+?)"', vm.get("/admin/login/").text)[1]
     assert new_file != old_file
     assert vm.get(new_file).text == "body { color: black }\n"

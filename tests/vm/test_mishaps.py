@@ -68,6 +68,19 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     assert vm.running() == containers
 
 
+def test_a_configuration_that_nginx_refuses_is_not_loaded(vm: ProductionVm) -> None:
+    before, containers = vm.version(), vm.running()
+    tag = vm.image("nonsense", "")
+    vm.stack.edit("nginx/pages.conf", "    internal;\n", "    nonsense;\n")
+    try:
+        printed = vm.deploy(tag, WAIT, code=1)
+    finally:
+        vm.stack.edit("nginx/pages.conf", "    nonsense;\n", "    internal;\n")
+    assert 'unknown directive "nonsense"' in printed
+    assert last_line(printed).endswith(f"Not taken live; {before} serves as before.")
+    assert vm.running() == containers
+
+
 def test_the_next_command_removes_what_a_killed_deploy_left(vm: ProductionVm) -> None:
     before = vm.version()
     slow, broken = (vm.image(name, BROKEN[name][0]) for name in ("no-answer", "no-module"))

@@ -1,6 +1,19 @@
 #!/bin/sh
-# The proxy's entry point: write settings of .env into nginx's configuration, then start nginx.
+# The proxy's entry point: write settings of .env into nginx's configuration, then start nginx, with the
+# options that it gets. "start.sh reload" loads a changed configuration into the nginx that runs.
 set -eu
+
+# In production the project's folder nginx/ is mounted, so that a deploy need not replace the container.
+folder=/srv/nginx
+[ -d $folder ] || folder=/etc/nginx
+if ! configuration=$(cat $folder/*.conf | sha256sum); then
+    echo "The proxy, user 101, cannot read the folder nginx/: run chmod -R a+rX nginx" >&2
+    exit 1
+fi
+if [ "${1-}" = reload ]; then
+    [ "$configuration" != "$(cat /tmp/loaded)" ] || exit 0
+    set -- -s reload
+fi
 
 case ${HTTPS:=false} in
 acme | files) servers=tls ;;
@@ -10,7 +23,7 @@ balancer | false) servers=plain ;;
     exit 1
     ;;
 esac
-ln -sf "/etc/nginx/$servers.conf" /tmp/servers.conf
+ln -sf "$folder/$servers.conf" /tmp/servers.conf
 
 port=${HTTPS_PORT:-443}
 port=:${port##*:} # it may name an address, too
@@ -58,4 +71,6 @@ if [ $servers = tls ] && [ ! -e /srv/certificates/site.pem ]; then
         sh /etc/nginx/put-certificate.sh || echo "No self-signed certificate, see above." >&2
 fi
 
-exec nginx -g "daemon off;" "$@"
+nginx -p $folder -c nginx.conf -t -q
+echo "$configuration" >/tmp/loaded
+exec nginx -p $folder -c nginx.conf -g "daemon off;" "$@"
