@@ -38,8 +38,11 @@ class EngineVm(Vm):
         drop_in = self.folder / "listen.conf"
         drop_in.write_text(LISTEN)
         unit = "/etc/systemd/system/docker.service.d"
+        nginx = self.stack.folder / "nginx"  # mounted from the machine's own file system
         self.create(
-            f"--volume={self.folder}:/srv/engine", f"--volume={drop_in}:{unit}/listen.conf:ro"
+            f"--volume={self.folder}:/srv/engine",
+            f"--volume={drop_in}:{unit}/listen.conf:ro",
+            f"--volume={nginx}:{nginx}:ro",
         )
         self.boot()
         self.load(images)
