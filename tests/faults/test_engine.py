@@ -1,5 +1,6 @@
 """The engine itself restarts or dies under load, with all that it runs; on a machine of its own."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,13 +39,15 @@ class EngineVm(Vm):
         drop_in = self.folder / "listen.conf"
         drop_in.write_text(LISTEN)
         unit = "/etc/systemd/system/docker.service.d"
-        nginx = self.stack.folder / "nginx"  # mounted from the machine's own file system
         self.create(
-            f"--volume={self.folder}:/srv/engine",
-            f"--volume={drop_in}:{unit}/listen.conf:ro",
-            f"--volume={nginx}:{nginx}:ro",
+            f"--volume={self.folder}:/srv/engine", f"--volume={drop_in}:{unit}/listen.conf:ro"
         )
         self.boot()
+        # compose, here, names the folder that the engine, there, mounts.
+        nginx = self.stack.folder / "nginx"
+        shutil.copytree(nginx, self.folder / "nginx")
+        self.run("mkdir", "--parents", str(nginx.parent))
+        self.run("ln", "--symbolic", "/srv/engine/nginx", str(nginx))
         self.load(images)
         self.stack.use_engine(f"unix://{self.folder}/docker.sock")
 
