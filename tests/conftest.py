@@ -59,8 +59,10 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.edit(
             "config/settings.py",
             "CELERY_BEAT_SCHEDULE = {\n",
+            'PROBE_KEY = env("PROBE_KEY", default="")\n'
             'CELERY_BEAT_SCHEDULE = {\n    "tick": {"task": "probe.tasks.tick", "schedule": 2},\n',
         )
+        stack.set(PROBE_KEY="a-secret-that-only-the-code-of-its-owner-needs")
         # For test_example.py, which starts both.
         stack.set(EMAIL_HOST="mail", EMAIL_PORT=8025, EMAIL_USE_TLS="false")
         stack.set(CRAWL_PRIVATE_HOSTS="sample-site", UPLOAD_PATHS="/admin/,/probe/upload")

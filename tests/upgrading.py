@@ -24,7 +24,7 @@ OWNERS = [
     (
         "compose.yaml",
         "\n  beat: #",
-        "\n  worker-thumbnails:\n    <<: *worker\n    environment: {CELERY_WORKER_QUEUES: thumbnails,"
+        "\n  worker-thumbnails:\n    <<: *worker\n    environment: {<<: *no-flower, CELERY_WORKER_QUEUES: thumbnails,"
         " CELERY_WORKER_HOSTNAME: thumbnails@mine}\n\n  beat: #",
     ),
     ("compose.override.yaml", "\n  beat:", "\n  worker-thumbnails: *reload\n\n  beat:"),

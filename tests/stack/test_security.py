@@ -236,6 +236,33 @@ def test_flower_shows_no_secret(production: Stack) -> None:
     assert shown == []
 
 
+OWNERS_CODE = {"web-a", "web-b", "worker-default", "worker-crawl", "worker-notify", "migrate"}
+KNOWN_TO = {
+    "SECRET_KEY": OWNERS_CODE,
+    "POSTGRES_PASSWORD": OWNERS_CODE | {"db"},
+    "BROKER_PASSWORD": OWNERS_CODE | {"beat", "flower", "broker"},
+    "CACHE_PASSWORD": OWNERS_CODE | {"cache"},
+    "FLOWER_PASSWORD": {"flower"},
+    "DJANGO_SUPERUSER_PASSWORD": OWNERS_CODE,
+    "PROBE_KEY": OWNERS_CODE | {"beat"},  # a variable that the owner added
+}
+
+
+def test_each_service_knows_only_the_secrets_that_it_needs(production: Stack) -> None:
+    secrets = {
+        name: value
+        for name, value in production.settings.items()
+        if re.search("PASSWORD|KEY", name) and value
+    }
+    known: dict[str, set[str]] = {name: set() for name in secrets}
+    for service, container in production.containers().items():
+        environment = "\n".join(container.attrs["Config"]["Env"])
+        for name, value in secrets.items():
+            if value in environment:
+                known[name].add(service)
+    assert known == KNOWN_TO
+
+
 # Forged -------------------------------------------------------------------------------------------
 
 
@@ -639,6 +666,7 @@ ROWS = {
     "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
     "secrets of `.env` in Flower, with its password": "test_flower_shows_no_secret",
+    "a container that runs an attacker's code, such as Flower": "test_each_service_knows_only_the_secrets_that_it_needs",
     "guessing passwords": "test_guessing_passwords_is_slowed_down",
     "a false `Host`": "test_a_wrong_host_header_is_refused",
     "forged `X-Forwarded-*`": "test_forged_forwarding_headers_change_nothing",

@@ -108,5 +108,7 @@ def test_the_readme_shows_the_list_to_extend(project: Path, variant: dict[str, s
     *before, new = ast.literal_eval(shown)
     assert before == chosen(variant)
     assert new not in before
-    names = f"CELERY_WORKER_QUEUES: {new}, CELERY_WORKER_HOSTNAME: {new}@{project.name}"
+    names = (
+        f"<<: *no-flower, CELERY_WORKER_QUEUES: {new}, CELERY_WORKER_HOSTNAME: {new}@{project.name}"
+    )
     assert readme.count(f"{{{names}}}") == 1

@@ -76,7 +76,8 @@ CACHES: dict[str, dict[str, Any]] = {
 # The longest that a task may run, in seconds; compose waits that long and a minute for a worker.
 TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
 
-# The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis.
+# The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis. Beat
+# and Flower have no password of that, and need no results.
 _broker_password = env("BROKER_PASSWORD", default="")
 _urls = {
     "redis": (
@@ -85,7 +86,7 @@ _urls = {
     ),
     "rabbitmq": (
         f"amqp://app:{_broker_password}@broker:5672//",
-        f"redis://:{_cache_password}@cache:6379/1",
+        f"redis://:{_cache_password}@cache:6379/1" if _cache_password else "disabled://",
     ),
 }
 BROKER = env("BROKER", default="redis")
