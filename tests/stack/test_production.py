@@ -481,7 +481,7 @@ def test_no_secret_is_in_an_image_a_process_list_or_a_log(production: Stack) -> 
         for name, value in production.settings.items()
         if name.endswith(("_PASSWORD", "_KEY"))
     }
-    assert len(secrets) == 6
+    assert len(secrets) == 7
     seen = {"logs": production.compose("logs")}
     for image in ("", "-proxy"):
         name = f"{production.slug}{image}:latest"

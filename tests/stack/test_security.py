@@ -241,7 +241,7 @@ KNOWN_TO = {
     "SECRET_KEY": OWNERS_CODE,
     "POSTGRES_PASSWORD": OWNERS_CODE | {"db"},
     "BROKER_PASSWORD": OWNERS_CODE | {"beat", "flower", "broker"},
-    "CACHE_PASSWORD": OWNERS_CODE | {"cache"},
+    "CACHE_PASSWORD": OWNERS_CODE | {"beat", "cache"},
     "FLOWER_PASSWORD": {"flower"},
     "DJANGO_SUPERUSER_PASSWORD": OWNERS_CODE,
     "PROBE_KEY": OWNERS_CODE | {"beat"},  # a variable that the owner added

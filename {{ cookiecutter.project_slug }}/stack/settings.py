@@ -76,8 +76,8 @@ CACHES: dict[str, dict[str, Any]] = {
 # The longest that a task may run, in seconds; compose waits that long and a minute for a worker.
 TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
 
-# The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis. Beat
-# and Flower have no password of that, and need no results.
+# The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis. Flower
+# has no password of that, and needs no results.
 _broker_password = env("BROKER_PASSWORD", default="")
 _urls = {
     "redis": (
