@@ -204,13 +204,13 @@ def ask(method, path):
     answer = client.getresponse()
     found[method + " " + path] = answer.status, answer.read().decode()
 
+ask("GET", "/api/workers?refresh=1")  # waits for what the pages of the workers show
 for handler in handlers:
     pattern = handler[0] if isinstance(handler, tuple) else handler.regex.pattern
     path = pattern.rstrip("$")
     for value in THERE if "(" in path else [""]:
         ask("GET", re.sub(r"\\(.*\\)", value, path))
     ask("POST", re.sub(r"\\(.*\\)", "nobody", path))  # what is not there is not changed
-ask("GET", "/api/workers?refresh=1")
 print(json.dumps(found))
 """
 

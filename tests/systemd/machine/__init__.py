@@ -149,7 +149,9 @@ class Machine(Vm):
         shutil.copytree(FAULTS, self.stack.folder / "faults")
         self.stack.set(PYTHONPATH="/app/faults", HTTP_PORT="127.0.0.1:8080")
         # Flower gets of .env what compose.yaml names.
-        self.stack.edit("compose.yaml", "      SENTRY_DSN:\n", "      SENTRY_DSN:\n      PYTHONPATH:\n")
+        self.stack.edit(
+            "compose.yaml", "      SENTRY_DSN:\n", "      SENTRY_DSN:\n      PYTHONPATH:\n"
+        )
         # What .env.example says of "$" and "#".
         self.stack.set(QUOTED="'a$HOME # b'", BARE="a$HOME # b")
 
