@@ -80,6 +80,7 @@ ops/restore
 ops/revive
 ops/roll
 ops/rollback
+ops/rotate
 ops/status
 ops/systemd/backup@.service
 ops/systemd/backup@.timer
@@ -295,7 +296,7 @@ def test_only_commands_can_be_executed(project: Path) -> None:
     executable = {name for name in files(project) if (project / name).stat().st_mode & stat.S_IXUSR}
     commands = {name for name in files(project) if Path(name).parent == Path("ops")}
     commands.remove("ops/common.py")
-    assert len(commands) == 12
+    assert len(commands) == 13
     assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}
 
 

@@ -16,6 +16,7 @@ sends an empty line every five seconds, and after SILENCE release gives up: noth
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -159,7 +160,52 @@ def output(*command: str) -> str:
 
 def compose(*arguments: str, folder: Path | None = None, **options: Any) -> str:
     """Run docker compose; return what it prints. Failed, with its last words, when it fails."""
-    return run("docker", "compose", "--progress", "quiet", *arguments, folder=folder, **options)
+    command = ["docker", "compose", "--progress", "quiet", *arguments]
+    env = (folder or PROJECT) / ".env"
+    text = env.read_text(encoding="utf-8") if env.exists() else ""
+    return run(*command, folder=folder, env=os.environ | made_with(text), **options)
+
+
+@functools.cache
+def made_with(env: str) -> dict[str, str]:
+    """
+    Return the passwords with which data services were made, where those in the text of a .env are newer.
+
+    With these variables compose sees no change, for which it would make a new container.
+    """
+    found, values = {}, settings(env)
+    names = {"db": "POSTGRES_PASSWORD", "broker": "BROKER_PASSWORD", "cache": "CACHE_PASSWORD"}
+    for service, container in data_services().items():
+        given, now = variables(container), values.get(names[service], "")
+        for name in {"ROLE_PASSWORD", "RABBITMQ_DEFAULT_PASS", "REDISCLI_AUTH"} & given.keys():
+            # The first two count for an empty volume only.
+            if given[name] != now and (name != "REDISCLI_AUTH" or accepts(container, now)):
+                found[f"{service.upper()}_MADE_WITH"] = given[name]
+    return found
+
+
+def data_services() -> dict[str, dict]:
+    """Return the descriptions of the running containers of database, broker and cache, by service."""
+    found, names = {}, ("db", "broker", "cache")
+    label = f"--filter=label=com.docker.compose.project={project()}"
+    for line in output("docker", "ps", "--format=json", label).splitlines():
+        row = json.loads(line)
+        labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
+        if (name := labels["com.docker.compose.service"]) in names and labels[ONE_OFF] == "False":
+            (found[name],) = inspect([row["ID"]])
+    return found
+
+
+def variables(container: dict) -> dict[str, str]:
+    """Return the environment of a container."""
+    return dict(line.split("=", 1) for line in container["Config"]["Env"])
+
+
+def accepts(container: dict, password: str) -> bool:
+    """Return whether a Redis accepts a password."""
+    command = ["docker", "exec", "--env=REDISCLI_AUTH", container["Id"], "redis-cli", "ping"]
+    env = os.environ | {"REDISCLI_AUTH": password}
+    return subprocess.run(command, env=env, capture_output=True).stdout.strip() == b"PONG"
 
 
 def become_ssh(host: str, command: list[str]) -> None:
@@ -266,11 +312,15 @@ def up(*arguments: str, wait: int = HEALTHY_WITHIN, folder: Path | None = None) 
         raise Failed(f"Not healthy within {wait} s: {', '.join(ill)}.")
 
 
+def project_settings() -> dict[str, str]:
+    """Return the names and values in .env; none without it."""
+    env = PROJECT / ".env"
+    return settings(env.read_text(encoding="utf-8")) if env.exists() else {}
+
+
 def project() -> str:
     """Return compose's name of the project, also when the compose files are half replaced."""
-    env = PROJECT / ".env"
-    own = settings(env.read_text(encoding="utf-8")) if env.exists() else {}
-    return own.get("COMPOSE_PROJECT_NAME") or NAME
+    return project_settings().get("COMPOSE_PROJECT_NAME") or NAME
 
 
 def trial() -> str:

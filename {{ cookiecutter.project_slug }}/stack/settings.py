@@ -15,7 +15,10 @@ from .environment import env
 
 # Security -----------------------------------------------------------------------------------------
 
+# ops/rotate changes these. In between, the database and RabbitMQ know us by another name, too.
 SECRET_KEY = env("SECRET_KEY")
+SECRET_KEY_FALLBACKS = env.list("SECRET_KEY_FALLBACKS", default=[])
+ROTATING = env.list("ROTATING", default=[])
 DEBUG = env.bool("DEBUG", default=False)
 # The last two are for developers, and for commands inside the containers.
 ALLOWED_HOSTS = [*env.list("ALLOWED_HOSTS", default=[]), "localhost", "127.0.0.1"]
@@ -39,7 +42,9 @@ DATABASES: dict[str, dict[str, Any]] = {
         "ENGINE": "django.db.backends.postgresql",
         "HOST": env("POSTGRES_HOST", default="db"),
         "NAME": env("POSTGRES_DB", default="app"),
-        "USER": env("POSTGRES_USER", default="app"),
+        "USER": "rotating"
+        if "POSTGRES_PASSWORD" in ROTATING
+        else env("POSTGRES_USER", default="app"),
         "PASSWORD": env("POSTGRES_PASSWORD", default=""),
         "OPTIONS": {"connect_timeout": 5},
     }
@@ -78,6 +83,7 @@ TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
 
 # The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis. Flower
 # has no password of that, and needs no results.
+_broker_user = "rotating" if "BROKER_PASSWORD" in ROTATING else "app"
 _broker_password = env("BROKER_PASSWORD", default="")
 _urls = {
     "redis": (
@@ -85,7 +91,7 @@ _urls = {
         f"redis://:{_broker_password}@broker:6379/1",
     ),
     "rabbitmq": (
-        f"amqp://app:{_broker_password}@broker:5672//",
+        f"amqp://{_broker_user}:{_broker_password}@broker:5672//",
         f"redis://:{_cache_password}@cache:6379/1" if _cache_password else "disabled://",
     ),
 }

@@ -33,6 +33,11 @@ def test_every_command_shows_its_help(command: str) -> None:
     ("command", "sentence"),
     [
         (["deploy"], "Name the VM, user@host, or a file, --bundle FILE."),
+        (
+            ["rotate", "DEBUG"],
+            "No such secret: DEBUG. There are SECRET_KEY, FLOWER_PASSWORD, POSTGRES_PASSWORD, "
+            "BROKER_PASSWORD, CACHE_PASSWORD.",
+        ),
         (["deploy", "--set", "x", "vm"], "--set takes NAME=VALUE or NAME, not x."),
         (
             ["deploy", "--set", "SECRET_KEY=x", "vm"],
