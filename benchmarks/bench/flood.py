@@ -12,7 +12,7 @@ import config  # noqa: F401  the app that shared tasks belong to
 from celery import current_app
 
 from . import tasks
-from .broker import NOTES, SHIPPED, redis
+from .broker import NOTES, SHIPPED, empty, redis
 
 BURN = 0.05  # seconds of CPU time
 SETTLE = 2  # seconds between the end of filling and the first short task
@@ -27,7 +27,7 @@ def measure(flood: str, count: int, notify: str, rate: int, seconds: int) -> dic
     sent, the long ones that ended meanwhile, and those that still waited at the end.
     """
     with redis(SHIPPED) as broker, redis(NOTES) as notes:
-        notes.flushdb()
+        empty(notes)
         while (missing := count - broker.llen(flood)) > 0:
             for _ in range(missing):
                 tasks.burn.apply_async((BURN,), queue=flood)

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from .broker import DEFAULTS, NOTES, SHIPPED, redis
+from .broker import DEFAULTS, NOTES, SHIPPED, empty, redis
 
 PAUSE = 0.05  # seconds between two sends to an idle queue
 
@@ -35,7 +35,7 @@ def drain(tasks, broker, queue: str, count: int) -> dict[str, float]:
 def delay(tasks, broker, queue: str, count: int) -> dict[str, list[float]]:
     """Send `count` tasks to an idle queue; give the seconds from each send to its task's start."""
     with redis(NOTES) as notes:
-        notes.flushdb()
+        empty(notes)
         for _ in range(count):
             tasks.note_delay.delay(time.time())
             time.sleep(PAUSE)

@@ -597,6 +597,28 @@ def test_sql_cannot_leave_the_database(production: Stack) -> None:
     assert production.compose(*psql, "SHOW is_superuser").strip() == "on"
 
 
+REDIS = """
+from config.celery import app
+from redis.exceptions import NoPermissionError
+
+client = app.connection_for_write().default_channel.client
+for command in [
+    "FLUSHALL", "FLUSHDB", "SHUTDOWN NOSAVE", "CONFIG SET maxmemory 1", "SAVE", "ACL LIST",
+    "REPLICAOF NO ONE", "SWAPDB 0 1", "MONITOR",
+]:
+    try:
+        client.execute_command(*command.split())
+    except NoPermissionError:
+        print("refused")
+    else:
+        print(command)
+"""
+
+
+def test_a_sender_of_tasks_cannot_empty_the_broker(production: Stack) -> None:
+    assert production.python(REDIS).splitlines() == ["refused"] * 9
+
+
 @pytest.mark.parametrize("name", ["script.js", "SCRIPT.JS", "module.mjs"])
 def test_no_upload_is_a_script_of_the_site(production: Stack, name: str) -> None:
     answer = upload(production, name, b"alert(1)")
@@ -680,6 +702,7 @@ ROWS = {
     "dumps, archives, keys and copies of `.env` in the project's folder": "test_what_lies_in_the_project_folder_gets_into_no_image_and_not_into_git",
     "a program in a container that takes memory or processes without end": "test_one_container_cannot_use_up_the_machine",
     "SQL injection: a shell, files, another database": "test_sql_cannot_leave_the_database",
+    "a sender of tasks empties, stops or reconfigures Redis, the broker": "test_a_sender_of_tasks_cannot_empty_the_broker",
     "an upload as a script for the site's pages": "test_no_upload_is_a_script_of_the_site",
     "a symbolic link among media files": "test_no_symbolic_link_is_followed_in_media",
     "log injection": "test_no_line_of_a_log_can_be_forged",
