@@ -173,8 +173,8 @@ def test_flower_remembers_its_tasks_over_a_restart(production: Stack) -> None:
 
 def test_a_result_is_no_write_of_its_own(production: Stack) -> None:
     monitor = [
-        *["docker", "exec", production.containers()["broker"].id],
-        *["timeout", "60", "redis-cli", "monitor"],
+        *["docker", "exec", production.containers()["broker"].id, "sh", "-c"],
+        "REDISCLI_AUTH=$(cat /tmp/admin) exec timeout 60 redis-cli --user admin monitor",
     ]
     with subprocess.Popen(monitor, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "OK\n"
