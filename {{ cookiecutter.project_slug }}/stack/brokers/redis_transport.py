@@ -343,9 +343,11 @@ class Channel(redis.Channel):
     def _room(self) -> int:
         """Return how many messages to ask for."""
         room = self.qos.can_consume_max_estimate()
+        if not self.connection.has_event_loop:  # kombu's drain_events() delivers one
+            return 1 if room is None else min(room, 1)
         if room is None:
             return BATCH
-        if self.duration and self.connection.has_event_loop:
+        if self.duration:
             ahead = min(AHEAD_LIMIT, int(AHEAD / self.duration * self.qos.prefetch_count))
             room += max(0, ahead - len(self.ahead))
         return room

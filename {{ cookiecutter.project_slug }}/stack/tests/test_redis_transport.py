@@ -204,6 +204,15 @@ def test_priorities_come_first_and_queues_in_turn(connect) -> None:
     assert found[-1] == "last"
 
 
+def test_without_an_event_loop_one_message_is_delivered_at_a_time(broker: Any, connect) -> None:
+    send(connect(), "one", 1, 2, 3)
+    consumer = Consumer(connect(), "one")
+    for taken in ([1], [1, 2], [1, 2, 3]):
+        consumer.connection.drain_events(timeout=5)
+        assert consumer.bodies() == taken
+        assert broker.llen("one") == 3 - len(taken)
+
+
 @pytest.fixture
 def ahead(connect, monkeypatch) -> Consumer:
     """A consumer of one message at a time, with an event loop, after a short message."""
