@@ -21,12 +21,14 @@ def measure(quick: bool) -> str:
         }
         for worker in workers.values():
             worker.stop(timeout=30)
-        drained, filled, delays = ({side: [] for side in SIDES} for _ in range(3))
+        drained, filled, delays, turns = ({side: [] for side in SIDES} for _ in range(4))
         for number in range(rounds):
             for side, worker in workers.items():
                 report(f"round {number + 1} of {rounds}, {SIDES[side]}: {tasks} tasks")
                 filled[side].append(project.python("bench.measure", "fill", side, tasks)["rate"])
-                drained[side].append(tasks / drain(project, side, worker, tasks))
+                found = drain(project, side, worker, tasks)
+                drained[side].append(tasks / found["seconds"])
+                turns[side].append(found["turns"] / tasks)
                 report(f"round {number + 1} of {rounds}, {SIDES[side]}: {sends} single tasks")
                 found = project.python("bench.measure", "delay", side, sends)["delays"]
                 delays[side] += [1000 * seconds for seconds in found]
@@ -40,6 +42,7 @@ def measure(quick: bool) -> str:
         row(f"drain of {tasks} tasks, tasks/s, median", 0, each(median, drained)),
         row("slowest round, tasks/s", 0, each(min, drained)),
         row("fastest round, tasks/s", 0, each(max, drained)),
+        row("disk writes of Redis per task, at most", 2, each(median, turns)),
         row("sending, tasks/s, median", 0, each(median, filled)),
         row("start delay on an idle queue, ms, p50", 1, each(median, delays)),
         row("start delay on an idle queue, ms, p99", 1, each(p99, delays)),
@@ -73,12 +76,12 @@ def reference(project: Stack):
     return project.engine.containers.get(name)
 
 
-def drain(project: Stack, side: str, worker, tasks: int) -> float:
-    """Start a stopped worker on its full queue; give the seconds from the first task taken on."""
+def drain(project: Stack, side: str, worker, tasks: int) -> dict:
+    """Start a stopped worker on its full queue; give what is measured from the first task taken on."""
     # Not in a "with": when something fails, the end of the container ends the thread.
     watching = ThreadPoolExecutor(1).submit(project.python, "bench.measure", "drain", side, tasks)
     worker.start()
-    return watching.result()["seconds"]
+    return watching.result()
 
 
 if __name__ == "__main__":
