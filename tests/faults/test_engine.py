@@ -85,7 +85,11 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineVm]:
 
 
 # Not "redis", "rabbitmq": by these words tests/conftest.py would make a machine for each.
-@pytest.mark.parametrize("broker", BROKERS, ids="on {}".format)
+@pytest.mark.parametrize(
+    "broker",
+    ["redis", pytest.param("rabbitmq", marks=pytest.mark.long)],
+    ids=["on redis", "on rabbitmq"],
+)
 def test_an_engine_that_restarts_or_dies_loses_no_task(vm: EngineVm, broker: str) -> None:
     vm.start(broker)
     ledger = Ledger(vm.stack)

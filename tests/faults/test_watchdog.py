@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+import pytest
 import requests
 
 from tests.faults.helpers import children, main_process
@@ -127,6 +128,7 @@ def brokers_elsewhere(stack: Stack) -> Iterator[Callable[..., str]]:
         stack.up()
 
 
+@pytest.mark.long
 def test_the_broker_that_counts_is_the_one_in_use(production: Stack) -> None:
     """Crawl hangs and its own broker answers; notify waits for its own, and "broker" answers."""
     with brokers_elsewhere(production) as compose:

@@ -34,6 +34,7 @@ def upgraded(tmp_path: Path) -> Iterator[Stack]:
         stack.remove()
 
 
+@pytest.mark.long
 def test_an_upgraded_project_runs_and_its_tests_pass(upgraded: Stack) -> None:
     (steps,) = re.findall(r"^3\. (.*)$", (upgraded.folder / "docs/upgrade.md").read_text(), re.M)
     start, test = re.findall("`(.*?)`", steps)

@@ -110,6 +110,7 @@ def test_a_deploy_does_not_change_the_broker(vm: ProductionVm) -> None:
     assert vm.settings()["BROKER"] == "redis"
 
 
+@pytest.mark.long
 def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
     vm: ProductionVm,
 ) -> None:
