@@ -7,6 +7,8 @@ import shutil
 import stat
 import textwrap
 
+import pytest
+
 from .conftest import Installed
 from .load import QUEUES, Load
 from .vm import ProductionVm
@@ -120,3 +122,21 @@ def test_a_deploy_with_pull_brings_what_is_newer_here_and_cannot_be_pulled_there
     assert re.search(r"shipping (.*)$", printed, re.MULTILINE)[1] == image
     assert vm.run(*look).split()[0] == before
     assert vm.get("/readyz").status_code == 200
+
+
+@pytest.mark.long
+def test_secrets_are_replaced_from_elsewhere(vm: ProductionVm) -> None:
+    names = ("FLOWER_PASSWORD", "CACHE_PASSWORD")
+    before, containers = vm.settings(), vm.running()
+    assert vm.get("/flower/", auth=("admin", before[names[0]])).status_code == 200
+    printed = vm.ops("rotate", "--host", vm.host, *names)
+    assert printed.rstrip().endswith(f"Replaced: {', '.join(names)}.")
+    after = vm.settings()
+    assert {name for name in before if before[name] != after[name]} == {*names}
+    assert vm.get("/flower/", auth=("admin", before[names[0]])).status_code == 401
+    assert vm.get("/flower/", auth=("admin", after[names[0]])).status_code == 200
+    assert vm.get("/readyz").json()["cache"] == "ok"
+    assert vm.here("stat --format=%a .env").strip() == "600"
+    replaced = {name for name in containers if vm.running()[name] != containers[name]}
+    assert replaced.isdisjoint({"proxy", "db", "broker", "cache"})
+    assert {"web-a", "web-b", "flower"} < replaced
