@@ -8,8 +8,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests import evidence
 from tests.stack.stack import LAPTOP, PATIENCE, PRODUCTION, Stack
 
-# Each runs in one process and the longest begin first, so that none is waited for at the end.
-LONGEST_FIRST = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
+# Each group runs in one process and the longest begin first, so that none is waited for at the end.
+LONGEST_FIRST = ["tests/vm", "laptop", "production", "tests/systemd"]
+# The others by folder.
+FOLDERS = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     def folder(item: pytest.Item) -> str:
         return "/".join(item.nodeid.split("/")[:2])
 
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        marker = item.get_closest_marker("xdist_group")
+        assert marker
+        group = marker.args[0]
+        first = LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
+        return first, FOLDERS.index(folder(item))
+
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "page" in fixtures:
@@ -47,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             group = folder(item)
         item.add_marker(pytest.mark.xdist_group(group))
     yield
-    items.sort(key=lambda item: LONGEST_FIRST.index(folder(item)))
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
