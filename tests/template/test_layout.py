@@ -74,6 +74,18 @@ def test_the_stack_names_no_module_of_its_owner_in_a_string(project: Path) -> No
     assert found == []
 
 
+def test_the_stack_has_no_name_that_a_project_may_have_too(project: Path) -> None:
+    files = [path.relative_to(project / OURS) for path in (project / OURS).rglob("*")]
+    for kind in ("templates", "static"):
+        found = [path.parts[path.parts.index(kind) + 1 :] for path in files if kind in path.parts]
+        assert {parts[0] for parts in found if parts} == {OURS}, kind
+    code = {path: path.read_text(encoding="utf-8") for path in (project / OURS).rglob("*.py")}
+    for app in [path for path in code if path.name == "apps.py" and path.parent != project / OURS]:
+        assert re.findall(r'^    label = "(\w+)"', code[app], re.M) == [f"{OURS}_{app.parent.name}"]
+    for urls in [path for path in code if path.name == "urls.py"]:
+        assert re.findall(r'^app_name = "(\w+)"', code[urls], re.M) == [f"{OURS}_{urls.parent.name}"]
+
+
 def test_config_has_only_files_that_its_owner_edits(project: Path) -> None:
     names = {path.name for path in (project / "config").iterdir()}
     assert names == {"__init__.py", "asgi.py", "celery.py", "settings.py", "urls.py"}

@@ -126,10 +126,10 @@ stack/checks.py
 stack/dashboard/__init__.py
 stack/dashboard/apps.py
 stack/dashboard/live.py
-stack/dashboard/static/dashboard/dashboard.css
-stack/dashboard/static/dashboard/dashboard.js
-stack/dashboard/static/dashboard/icon.svg
-stack/dashboard/templates/dashboard/index.html
+stack/dashboard/static/stack/dashboard.css
+stack/dashboard/static/stack/dashboard.js
+stack/dashboard/static/stack/icon.svg
+stack/dashboard/templates/stack/dashboard.html
 stack/dashboard/urls.py
 stack/dashboard/views.py
 stack/database.py
@@ -165,7 +165,7 @@ stack/queues.py
 stack/sentry.py
 stack/settings.py
 stack/tasks.py
-stack/templates/unavailable.html
+stack/templates/stack/unavailable.html
 stack/testing.py
 stack/tests/test_cache.py
 stack/tests/test_canvas.py

@@ -95,6 +95,6 @@ def answer(
 ) -> HttpResponse:
     """Return a page for a browser, which the project may replace in its templates/, else JSON."""
     if request.get_preferred_type(["application/json", "text/html"]) == "text/html":
-        page = loader.render_to_string("unavailable.html", {"error": error})
+        page = loader.render_to_string("stack/unavailable.html", {"error": error})
         return HttpResponse(page, status=status, headers=headers)
     return JsonResponse({"error": error}, status=status, headers=headers)

@@ -2,7 +2,7 @@ from django.urls import path
 
 from . import views
 
-app_name = "dashboard"
+app_name = "stack_dashboard"
 urlpatterns = [
     path("", views.index, name="index"),
     path("live/", views.stream, name="stream"),

@@ -12,10 +12,12 @@ from celery.schedules import crontab, maybe_schedule
 from celery.schedules import schedule as interval
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
+from django.urls import NoReverseMatch
 from django.utils.timesince import timesince
 from django.views.decorators.http import require_GET, require_POST, require_safe
 from kombu.exceptions import OperationalError
@@ -30,13 +32,20 @@ View = Callable[..., Coroutine[None, None, HttpResponseBase]]
 
 
 def staff_in_production(view: View) -> View:
-    """Redirect visitors who are not staff to the log-in page, unless DEBUG is on."""
+    """
+    Redirect visitors who are not staff to LOGIN_URL, unless DEBUG is on.
+
+    Raises PermissionDenied when the project has no such page.
+    """
 
     @wraps(view)
     async def wrapped(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponseBase:
         if settings.DEBUG or (await request.auser()).is_staff:
             return await view(request, *args, **kwargs)
-        return redirect_to_login(request.get_full_path())
+        try:
+            return redirect_to_login(request.get_full_path())
+        except NoReverseMatch as error:
+            raise PermissionDenied from error
 
     return wrapped
 
@@ -54,7 +63,7 @@ async def index(request: HttpRequest) -> HttpResponse:
             for name, entry in current_app.conf.beat_schedule.items()
         ],
     }
-    return await sync_to_async(render)(request, "dashboard/index.html", context)
+    return await sync_to_async(render)(request, "stack/dashboard.html", context)
 
 
 @require_GET
