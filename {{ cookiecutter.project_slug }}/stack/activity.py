@@ -1,7 +1,7 @@
 """
 What workers and beat report about themselves, every few seconds, through the cache.
 
-It costs a task nothing: a worker counts its tasks anyway, and writes from a thread of its own.
+It costs a task next to nothing: a worker counts it, and writes from a thread of its own.
 """
 
 import functools
@@ -9,7 +9,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import redis
 from celery import current_app
 from django.conf import settings
+
+from . import logs
 
 STEP = 10  # seconds whose tasks are counted together
 MINUTE = 60 // STEP  # steps
@@ -31,11 +34,18 @@ def consumed() -> list[str]:
     return list(current_app.amqp.queues.consume_from)
 
 
+def by_queue(tasks: Mapping[str, int]) -> Counter[str]:
+    """Return how many are of each queue that this worker consumes; unknown names count for its first."""
+    queues, found = consumed(), Counter[str]()
+    for name, count in tasks.items():
+        found[name if name in queues else queues[0]] += count
+    return found
+
+
 @functools.cache
 def store() -> redis.Redis:
     """Return a client of the cache's Redis: Django's cache has no hashes."""
-    url = settings.CACHES["default"]["LOCATION"]
-    return redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
+    return redis.Redis.from_url(settings.CACHE_URL, socket_connect_timeout=2, socket_timeout=2)
 
 
 class Activity:
@@ -44,7 +54,8 @@ class Activity:
     def __init__(self) -> None:
         self.writer = ThreadPoolExecutor(1, "activity")
         self.writing: Future | None = None
-        self.reported = 0  # tasks
+        self.started: Counter[str] = Counter()  # tasks of this worker, by their queues
+        self.reported: Counter[str] = Counter()  # those of them that are known to have ended
         self.stopping = self.ended = False
 
     def write(self, write: Callable[..., object], *args: object) -> None:
@@ -56,20 +67,21 @@ class Activity:
         """Report how many tasks run and how many have ended; a receiver of heartbeat_sent."""
         from celery.worker import state
 
-        running = len(state.active_requests)
-        self.write(self.write_worker, running, state.all_total_count[0] - running)
+        active = [one for one in list(state.requests.values()) if one in state.active_requests]
+        running = by_queue(Counter(map(logs.queue, active)))
+        self.write(self.write_worker, running, by_queue(dict(self.started)) - running)
 
-    def write_worker(self, running: int, done: int) -> None:
-        """Write to the cache; the figures of a worker with several queues count for each of them."""
-        about = json.dumps({"at": time.time(), "running": running, "stopping": self.stopping})
+    def write_worker(self, running: Counter[str], done: Counter[str]) -> None:
+        """Write to the cache what each queue of this worker has."""
         with store().pipeline(transaction=False) as pipe:
             for queue in consumed():
                 key = f"activity:workers:{queue}"
-                pipe.hset(key, HOST, about)
+                about = {"at": time.time(), "running": running[queue], "stopping": self.stopping}
+                pipe.hset(key, HOST, json.dumps(about))
                 pipe.expire(key, 60)
-                if done > self.reported:
+                if done[queue] > self.reported[queue]:
                     key = counter(queue, time.time())
-                    pipe.incrby(key, done - self.reported)
+                    pipe.incrby(key, done[queue] - self.reported[queue])
                     pipe.expire(key, STEP * (STEPS + 1))
             pipe.execute()
         self.reported = done

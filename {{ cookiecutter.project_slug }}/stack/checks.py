@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from celery import current_app
@@ -9,12 +10,15 @@ from celery.exceptions import QueueNotFound
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
+from django.core.management import find_commands, get_commands
 from django.utils.module_loading import autodiscover_modules
 from kombu.exceptions import OperationalError
 
-from . import queues
-from .celery.task import check_time_limits
+from . import brokers, queues
+from .celery import Celery
+from .celery.task import Task, check_time_limits
 
+PROJECT = Path(__file__).resolve().parent.parent  # with the compose files
 # How a service of compose says which queues its worker consumes.
 CONSUMED = re.compile(
     r"""^[^#\n]*?(?:CELERY_WORKER_QUEUES["']?\s*[:=]|-Q["']?,?)\s*["']?([\w-]+(?:,[\w-]+)*)""",
@@ -22,23 +26,23 @@ CONSUMED = re.compile(
 )
 
 
-def worker_queues() -> set[str]:
-    """Return the queues that workers consume in the compose files of this project."""
+def workers() -> list[list[str]]:
+    """Return the queues of each worker in the compose files of this project."""
     names = os.environ.get("COMPOSE_FILE", "compose.yaml:compose.override.yaml")
-    files = [settings.BASE_DIR / name for name in re.split("[:;]", names)]  # ";" on Windows
+    files = [PROJECT / name for name in re.split("[:;]", names)]  # ";" on Windows
     texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
-    return {
-        name
-        for text in texts
-        for consumed in CONSUMED.findall(text)
-        for name in consumed.split(",")
-    }
+    return [consumed.split(",") for text in texts for consumed in CONSUMED.findall(text)]
+
+
+def worker_queues() -> set[str]:
+    """Return the queues that they consume."""
+    return {name for queues in workers() for name in queues}
 
 
 @register()
 def queues_have_workers(**kwargs: object) -> list[Error]:
     """Return an error for each queue without a worker, and each worker's queue not in QUEUES."""
-    workers = worker_queues()
+    consumed = worker_queues()
     errors = [
         Error(
             f'No worker in compose.yaml consumes the queue "{queue}".',
@@ -46,15 +50,15 @@ def queues_have_workers(**kwargs: object) -> list[Error]:
             id="stack.E001",
         )
         for queue in settings.QUEUES
-        if queue not in workers
+        if queue not in consumed
     ]
     return errors + [
         Error(
             f'A worker in compose.yaml consumes the queue "{queue}", which is not in QUEUES.',
-            hint=f'Add "{queue}" to QUEUES in config/settings.py.',
+            hint=f'Add "{queue}" to QUEUES in your settings.',
             id="stack.E002",
         )
-        for queue in sorted(workers.difference(settings.QUEUES))
+        for queue in sorted(consumed.difference(settings.QUEUES))
     ]
 
 
@@ -72,7 +76,7 @@ def tasks_have_queues(**kwargs: object) -> list[Error]:
     return [
         Error(
             f"The queue of {what} is wrong: {error.args[0]}.",
-            hint="Add the queue to QUEUES in config/settings.py, or correct its name.",
+            hint="Add the queue to QUEUES in your settings, or correct its name.",
             id="stack.E003",
         )
         for what, task, options in found
@@ -80,26 +84,107 @@ def tasks_have_queues(**kwargs: object) -> list[Error]:
     ]
 
 
-def route_error(name: str, options: dict[str, Any]) -> QueueNotFound | None:
-    """Return what sending a task with these options of apply_async would raise, or None."""
+def route(name: str, options: dict[str, Any]) -> Any:
+    """Return the queue of a task with these options of apply_async, None when that is not known yet."""
     task = current_app.tasks.get(name)
     # The names that Celery looks at, first the call's, then the decorator's, then the routes'.
     queue = options.get("queue") or getattr(task, "queue", None)
     try:
-        current_app.amqp.router.route({"queue": queue} if queue else {}, name)
-    except QueueNotFound as error:
-        return error
+        return current_app.amqp.router.route({"queue": queue} if queue else {}, name).get("queue")
+    except QueueNotFound:
+        raise
     except Exception:  # a function among the routes that needs the task's arguments
         return None
+
+
+def route_error(name: str, options: dict[str, Any]) -> QueueNotFound | None:
+    """Return what sending a task with these options of apply_async would raise, or None."""
+    try:
+        route(name, options)
+    except QueueNotFound as error:
+        return error
     return None
+
+
+def in_queue_of_the_stack(name: str) -> bool:
+    """Return whether a task's queue is one of QUEUES, with what the broker should know of it; or not known."""
+    try:
+        queue = route(name, {})
+    except QueueNotFound:  # that is an error of its own
+        return True
+    if queue is None or queue.name not in settings.QUEUES:
+        return queue is None
+    wanted = brokers.current().queue(queue.name).queue_arguments or {}
+    return wanted.items() <= (queue.queue_arguments or {}).items()
+
+
+@register()
+def app_is_the_stacks(**kwargs: object) -> list[Error]:
+    """Return an error when tasks belong to a Celery app that has nothing of the stack."""
+    if isinstance(current_app, Celery):
+        return []
+    return [
+        Error(
+            "The Celery app is not the stack's.",
+            hint='Create it with "from stack.celery import Celery", and import it in the __init__.py'
+            " of its package, which CELERY_APP in the Dockerfile names.",
+            id="stack.E007",
+        )
+    ]
+
+
+@register()
+def promises_hold(**kwargs: object) -> list[Warning]:
+    """Return a warning that names the tasks whose class or queue is not one of the stack's."""
+    if not isinstance(current_app, Celery):
+        return []
+    autodiscover_modules("tasks")
+    tasks = sorted(current_app.tasks.items())
+    others = [name for name, task in tasks if not isinstance(task, Task)]
+    elsewhere = [name for name, _ in tasks if not in_queue_of_the_stack(name)]
+    return [
+        Warning(
+            f"What docs/broker.md promises does not hold for {', '.join(names)}: {reason}.",
+            hint=hint,
+            id="stack.W003",
+        )
+        for names, reason, hint in (
+            (
+                others,
+                "of another class than stack.celery.task.Task",
+                "Derive the class in base= from that one, or remove base=.",
+            ),
+            (
+                elsewhere,
+                "in a queue that is not in QUEUES, or not declared as those are",
+                "Add the queue to QUEUES in your settings, and remove CELERY_TASK_QUEUES.",
+            ),
+        )
+        if names
+    ]
+
+
+@register()
+def commands_are_the_stacks(**kwargs: object) -> list[Error]:
+    """Return an error for each command of the stack, some of which a deploy runs, that is another app's."""
+    known = get_commands()
+    return [
+        Error(
+            f"./manage.py {name} is that of {known[name]}, not the stack's.",
+            hint='Rename it, or put "stack" before that app in INSTALLED_APPS.',
+            id="stack.E008",
+        )
+        for name in find_commands(str(PROJECT / "stack/management"))
+        if known[name] != "stack"
+    ]
 
 
 @register()
 def source_can_be_written(**kwargs: object) -> list[CheckMessage]:
     """Return a warning when commands of development, such as startapp, cannot write their files."""
-    if not settings.DEBUG or os.access(settings.BASE_DIR, os.W_OK):
+    if not settings.DEBUG or os.access(PROJECT, os.W_OK):
         return []
-    owner = os.stat(settings.BASE_DIR).st_uid
+    owner = os.stat(PROJECT).st_uid
     return [
         Warning(
             f"User {os.getuid()} cannot write to the source, which belongs to user {owner}.",
@@ -159,6 +244,8 @@ def outbox_is_scheduled(**kwargs: object) -> list[Error]:
 @register("queues", Tags.database)  # with "migrate" and "check --tag queues": it asks the broker
 def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
     """Return a warning for each queue that holds tasks and is not in QUEUES."""
+    if not isinstance(current_app, Celery):
+        return []
     try:
         with queues.connect() as connection:
             found = queues.stranded(connection)

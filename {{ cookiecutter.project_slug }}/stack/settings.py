@@ -1,17 +1,24 @@
 """
 Django's settings that no project should have to change.
 
-config/settings.py imports all of these, and overrides those that it wants otherwise. What comes from
+The project's settings import all of these, and override those that they want otherwise. What comes from
 .env (DEBUG, HTTPS, the mail server, …) is changed there, because other settings follow from it.
+
+"from stack.settings import *" replaces no setting that is there already, so it may be the first line or
+the last one. To take one from here all the same: "del CACHES" before the import.
 Celery's settings are in celery/defaults.py; they are made once the project's own are known.
 https://docs.djangoproject.com/en/6.1/ref/settings/
 """
 
+import sys
 from typing import Any
 
+import django
 from django.core.exceptions import ImproperlyConfigured
 
 from .environment import env
+
+PROJECT_NAME = env("COMPOSE_PROJECT_NAME", default="Django")  # the title of the dashboard
 
 # Security -----------------------------------------------------------------------------------------
 
@@ -62,11 +69,13 @@ if _pool_size := env.int("DATABASE_POOL_SIZE", default=0):
         "check": check,
     }
 
+# What workers report is there, too, whatever else the project has as its cache (activity.py).
 _cache_password = env("CACHE_PASSWORD", default="")
+CACHE_URL = env("CACHE_URL", default=f"redis://:{_cache_password}@cache:6379/0")
 CACHES: dict[str, dict[str, Any]] = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
-        "LOCATION": env("CACHE_URL", default=f"redis://:{_cache_password}@cache:6379/0"),
+        "LOCATION": CACHE_URL,
         "OPTIONS": {
             "serializer": "stack.cache.JsonSerializer",
             "socket_connect_timeout": 2,
@@ -77,6 +86,8 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 
 # Tasks --------------------------------------------------------------------------------------------
+
+QUEUES = ["default"]  # each has a worker in compose.yaml
 
 # The longest that a task may run, in seconds; compose waits that long and a minute for a worker.
 TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
@@ -101,7 +112,7 @@ if BROKER not in _urls:
 CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=_urls[BROKER][0])
 CELERY_RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default=_urls[BROKER][1])
 
-# Django's own task framework: https://docs.djangoproject.com/en/6.1/topics/tasks/
+# Django's own task framework, since 6.0: https://docs.djangoproject.com/en/6.1/topics/tasks/
 TASKS = {"default": {"BACKEND": "stack.celery.django_tasks.CeleryBackend"}}
 
 # Files --------------------------------------------------------------------------------------------
@@ -126,23 +137,29 @@ STORAGES: dict[str, dict[str, Any]] = {
 
 # Without a server there is no mailer: every start warns, and sending a mail is an error.
 # https://docs.djangoproject.com/en/6.1/topics/email/
-MAILERS: dict[str, dict[str, Any]] = {}
-if DEBUG:  # mails are printed
-    MAILERS["default"] = {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
-elif _mail_server := env("EMAIL_HOST", default=""):
-    _use_ssl = env.bool("EMAIL_USE_SSL", default=False)
-    MAILERS["default"] = {
-        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
-        "OPTIONS": {
-            "host": _mail_server,
-            "port": env.int("EMAIL_PORT", default=587),
-            "username": env("EMAIL_HOST_USER", default=""),
-            "password": env("EMAIL_HOST_PASSWORD", default=""),
-            "use_tls": env.bool("EMAIL_USE_TLS", default=not _use_ssl),
-            "use_ssl": _use_ssl,
-            "timeout": 15,  # seconds
-        },
-    }
+_mail_backends = "django.core.mail.backends"
+_mail_server = env("EMAIL_HOST", default="")
+_use_ssl = env.bool("EMAIL_USE_SSL", default=False)
+_smtp: dict[str, Any] = {
+    "host": _mail_server,
+    "port": env.int("EMAIL_PORT", default=587),
+    "username": env("EMAIL_HOST_USER", default=""),
+    "password": env("EMAIL_HOST_PASSWORD", default=""),
+    "use_tls": env.bool("EMAIL_USE_TLS", default=not _use_ssl),
+    "use_ssl": _use_ssl,
+    "timeout": 15,  # seconds
+}
+if django.VERSION >= (6, 1):
+    MAILERS: dict[str, dict[str, Any]] = {}
+    if DEBUG:  # mails are printed
+        MAILERS["default"] = {"BACKEND": f"{_mail_backends}.console.EmailBackend"}
+    elif _mail_server:
+        MAILERS["default"] = {"BACKEND": f"{_mail_backends}.smtp.EmailBackend", "OPTIONS": _smtp}
+else:
+    EMAIL_BACKEND = f"{_mail_backends}.{'console' if DEBUG else 'smtp'}.EmailBackend"
+    EMAIL_HOST, EMAIL_PORT, EMAIL_TIMEOUT = _smtp["host"], _smtp["port"], _smtp["timeout"]
+    EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _smtp["username"], _smtp["password"]
+    EMAIL_USE_TLS, EMAIL_USE_SSL = _smtp["use_tls"], _smtp["use_ssl"]
 
 # Logs and errors ----------------------------------------------------------------------------------
 
@@ -169,3 +186,13 @@ if _dsn := env("SENTRY_DSN", default=""):
     from . import sentry
 
     sentry.start(_dsn)
+
+
+def __getattr__(name: str) -> list[str]:
+    """Return, as __all__ for the module that imports, the settings that it has not set itself."""
+    if name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    theirs = sys._getframe(1).f_globals
+    # Django refuses MAILERS beside the settings that it replaces.
+    refused = {"MAILERS"} if theirs.keys() & {"EMAIL_BACKEND", "EMAIL_HOST"} else set()
+    return [own for own in globals() if own.isupper() and own not in theirs.keys() | refused]

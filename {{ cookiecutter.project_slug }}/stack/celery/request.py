@@ -3,14 +3,23 @@
 from typing import Any
 
 from celery.app.task import Context
-from celery.worker import request
+from celery.worker import request, state
 
 from stack import brokers, logs
+from stack.activity import activity
 
 from . import results
 
-# What the main process has a child process call.
+
+def task_accepted(begun: request.Request) -> None:
+    """Count a task that has begun as Celery does, and for its queue."""
+    state.task_accepted(begun)
+    activity.started[logs.queue(begun)] += 1
+
+
+# What the main process has a child process call, and what it calls itself for tasks of every class.
 request.fast_trace_task = results.run_task  # type: ignore[attr-defined]
+request.task_accepted = task_accepted
 
 
 class Request(request.Request):

@@ -9,6 +9,7 @@ from celery.signals import before_task_publish
 from django.conf import settings
 from django.core.management import call_command
 
+from stack import checks
 from stack.checks import (
     queues_have_workers,
     scheduled_tasks_exist,
@@ -47,9 +48,9 @@ def test_a_worker_without_a_queue_is_an_error(settings) -> None:
     ],
 )
 def test_each_way_to_give_a_worker_its_queues_is_read(
-    settings, monkeypatch, tmp_path: Path, lines: str
+    monkeypatch, tmp_path: Path, lines: str
 ) -> None:
-    settings.BASE_DIR = tmp_path
+    monkeypatch.setattr(checks, "PROJECT", tmp_path)
     monkeypatch.setenv("COMPOSE_FILE", "compose.yaml:mine.yaml")
     (tmp_path / "compose.yaml").write_text("-Q b,c")
     (tmp_path / "mine.yaml").write_text(lines)

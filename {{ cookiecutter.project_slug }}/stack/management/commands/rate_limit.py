@@ -5,6 +5,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from kombu.exceptions import OperationalError
 
+from stack.checks import workers
 from stack.management import table
 
 
@@ -31,20 +32,22 @@ class Command(BaseCommand):
         if not re.fullmatch(r"0|\d+(\.\d+)?/[smh]", rate):
             raise CommandError(f'"{rate}" is no rate: 10/s, 10/m or 10/h is, or 0 for no limit.')
         try:
-            # A busy worker may take a while; when as many as there are queues replied, it is over.
+            # A busy worker may take a while; when as many as compose.yaml has replied, it is over.
             replies = current_app.control.rate_limit(
                 task,
                 0 if rate == "0" else rate,
                 reply=True,
                 timeout=5,
-                limit=len(settings.QUEUES),
+                limit=len(workers()),
             )
+            nodes = [node for reply in replies or [] for node in reply]
+            consumed = current_app.control.inspect(nodes, timeout=5).active_queues() if nodes else {}
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         answers = {node: said for reply in replies or [] for node, said in reply.items()}
         obeyed = [node for node, said in answers.items() if "ok" in said]
         rows = [(node, said.get("error") or rate) for node, said in sorted(answers.items())]
-        answered = {node.partition("@")[0] for node in answers}
+        answered = {queue["name"] for queues in (consumed or {}).values() for queue in queues}
         rows += [(name, "no answer") for name in settings.QUEUES if name not in answered]
         for line in table.lines([("worker", task), *rows]):
             self.stdout.write(line)
