@@ -23,14 +23,14 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
+from .results import registered
+
 SENT = "SENT"
 STATUS = {
     states.STARTED: TaskResultStatus.RUNNING,
     states.SUCCESS: TaskResultStatus.SUCCESSFUL,
     states.FAILURE: TaskResultStatus.FAILED,
 }  # READY in all other states
-
-registered: set[str] = set()  # names; results.py stores the arguments of these
 
 
 class CeleryTask(Task):

@@ -17,7 +17,6 @@ from celery.backends.redis import RedisBackend
 
 from stack import activity, brokers, logs
 
-from . import django_tasks
 from .task import Task
 
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
@@ -39,6 +38,7 @@ class Running(threading.local):
 
 
 running = Running()
+registered: set[str] = set()  # names of Django's own tasks, whose arguments are stored, too
 
 
 def run_task(name: str, *args: Any, **options: Any) -> tuple[int, Any, float]:
@@ -119,9 +119,7 @@ class Results(RedisBackend):
         meta = super()._get_result_meta(  # type: ignore[misc]
             result, state, traceback, request, *args, **kwargs
         )
-        if was_sent(request) and (
-            state == states.FAILURE or request.task in django_tasks.registered
-        ):
+        if was_sent(request) and (state == states.FAILURE or request.task in registered):
             meta |= {
                 "name": request.task,
                 "args": request.args,

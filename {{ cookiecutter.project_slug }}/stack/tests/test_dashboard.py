@@ -4,6 +4,7 @@ import pytest
 from celery import current_app
 from celery.schedules import crontab
 from django.test import Client
+from django.urls import include, path
 
 from stack import activity
 from stack.dashboard.live import PAGES, Probe, failures, message
@@ -29,6 +30,16 @@ def test_in_production_visitors_are_sent_to_the_log_in(client: Client, path: str
 
 def test_in_production_staff_sees_the_page(admin_client: Client) -> None:
     assert admin_client.get("/status/").status_code == 200
+
+
+def test_without_an_admin_its_log_in_is_that_of_the_project(client: Client, settings) -> None:
+    settings.ROOT_URLCONF = (path("status/", include("stack.dashboard.urls")),)
+    assert client.get("/status/").status_code == 403
+    settings.LOGIN_URL = "/enter/"
+    assert client.get("/status/").headers["Location"] == "/enter/?next=/status/"
+    settings.DEBUG = True
+    page = client.get("/status/").content.decode()
+    assert ("Flower" in page, "Admin" in page) == (True, False)
 
 
 def test_an_unknown_queue_is_refused(admin_client: Client) -> None:

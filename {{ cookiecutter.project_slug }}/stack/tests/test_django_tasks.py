@@ -5,11 +5,13 @@ from datetime import timedelta
 import pytest
 from celery import current_app
 from django.conf import settings
-from django.tasks import TaskContext, TaskResult, TaskResultStatus, task
-from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 from django.utils import timezone
 
 from stack.testing import wait_for
+
+pytest.importorskip("django.tasks", reason="Django 6.0 has it")
+from django.tasks import TaskContext, TaskResult, TaskResultStatus, task
+from django.tasks.exceptions import InvalidTask, TaskResultDoesNotExist
 
 
 @task

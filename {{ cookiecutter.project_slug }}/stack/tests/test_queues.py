@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import celery
 import pytest
 from celery import Task, current_app, shared_task
 from celery.app.routes import Router, prepare
@@ -7,10 +8,14 @@ from celery.app.task import Context
 from celery.exceptions import QueueNotFound
 from celery.signals import before_task_publish
 from django.conf import settings
-from django.core.management import call_command
+from django.core.management import call_command, get_commands
 
 from stack import checks
 from stack.checks import (
+    app_is_the_stacks,
+    commands_are_the_stacks,
+    no_task_is_stranded,
+    promises_hold,
     queues_have_workers,
     scheduled_tasks_exist,
     tasks_have_queues,
@@ -143,6 +148,47 @@ def test_a_task_without_a_route_goes_to_default() -> None:
 def test_the_sample_command_shows_who_did_each_task(worker, capsys) -> None:
     call_command("sample", *settings.QUEUES)
     assert capsys.readouterr().out.count("SUCCESS") == len(settings.QUEUES)
+
+
+# What the promises hold for ------------------------------------------------------------------------
+
+
+class Foreign(celery.Task):
+    """A class that is not derived from the stack's."""
+
+    abstract = True
+
+    def before_start(self, *args: object) -> None:
+        """Leave out what the stack's class does."""
+
+
+def test_a_task_of_another_class_or_queue_is_named(monkeypatch, settings) -> None:
+    assert promises_hold() == []
+    registry = current_app.tasks
+    monkeypatch.setitem(registry, "shop.mine", Foreign())
+    *settings.QUEUES, dropped = settings.QUEUES
+    use_routes(monkeypatch, {"stack.tasks.sample": dropped})
+    by_class, by_queue = promises_hold()
+    assert {by_class.id, by_queue.id} == {"stack.W003"}
+    assert by_class.msg.startswith("What docs/broker.md promises does not hold for shop.mine: ")
+    assert "not hold for stack.tasks.sample: in a queue" in by_queue.msg
+
+
+def test_a_celery_app_of_another_class_is_an_error(monkeypatch) -> None:
+    assert app_is_the_stacks() == []
+    monkeypatch.setattr(checks, "current_app", celery.Celery(set_as_current=False))
+    assert [error.id for error in app_is_the_stacks()] == ["stack.E007"]
+    assert promises_hold() == no_task_is_stranded() == []
+
+
+def test_a_command_of_another_app_is_no_command_of_the_stack(monkeypatch) -> None:
+    assert commands_are_the_stacks() == []
+    monkeypatch.setattr(checks, "get_commands", lambda: get_commands() | {"publish": "shop"})
+    (error,) = commands_are_the_stacks()
+    assert (error.id, error.msg) == (
+        "stack.E008",
+        "./manage.py publish is that of shop, not the stack's.",
+    )
 
 
 # Time limits --------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from celery import current_app
 
 SHOW = """
 import os, sys
-sys.modules["config.overridden"] = module = type(sys)("config.overridden")
-exec("from config.settings import *\\n" + sys.argv[1], module.__dict__)
-os.environ["DJANGO_SETTINGS_MODULE"] = "config.overridden"
-import config.celery
-from celery import current_app as app
+sys.modules["overridden"] = module = type(sys)("overridden")
+exec(f"from {os.environ['DJANGO_SETTINGS_MODULE']} import *\\n{sys.argv[1]}", module.__dict__)
+os.environ["DJANGO_SETTINGS_MODULE"] = "overridden"
+from celery.app.utils import find_app
+app = find_app(os.environ["CELERY_APP"])
 print(eval(sys.argv[2]))
 """
 
@@ -68,6 +68,53 @@ def test_a_setting_is_overridden(override: str, value: str, expected: str) -> No
 def test_a_test_may_override_a_setting_of_celery(settings) -> None:
     settings.CELERY_TASK_ALWAYS_EAGER = True
     assert current_app.conf.task_always_eager is True
+
+
+def overlaid(*lines: str) -> dict[str, object]:
+    """Return the settings of a module with these lines."""
+    module: dict[str, object] = {}
+    exec("\n".join(lines), module)  # noqa: S102
+    return module
+
+
+ALL = "from stack.settings import *"
+
+
+@pytest.mark.parametrize(
+    "lines", [(ALL, "QUEUES = ['own']"), ("QUEUES = ['own']", ALL), (ALL, "QUEUES = ['own']", ALL)]
+)
+def test_a_projects_own_value_wins_whether_it_comes_first_or_last(lines: tuple[str, ...]) -> None:
+    found = overlaid(*lines)
+    assert (found["QUEUES"], found["STATIC_ROOT"]) == (["own"], "/srv/static")
+    assert "sys" not in found  # only what is a setting
+
+
+def test_a_value_that_is_deleted_before_is_the_stacks() -> None:
+    assert overlaid("CACHES = {}", "del CACHES", ALL)["CACHES"] == overlaid(ALL)["CACHES"]
+
+
+def test_a_project_with_mail_settings_of_its_own_gets_none_beside_them() -> None:
+    found = overlaid("EMAIL_BACKEND = 'shop.Mails'", ALL)
+    assert (found["EMAIL_BACKEND"], "MAILERS" in found) == ("shop.Mails", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "('mail', 587, 'me', True, False, 15)"),
+        ({"EMAIL_PORT": "465", "EMAIL_USE_SSL": "true"}, "('mail', 465, 'me', False, True, 15)"),
+    ],
+)
+def test_mails_go_to_the_server_in_env(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str
+) -> None:
+    """By MAILERS, or before Django 6.1 by the settings EMAIL_…."""
+    names = {"DEBUG": "false", "EMAIL_HOST": "mail", "EMAIL_HOST_USER": "me"} | given
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    attributes = "host", "port", "username", "use_tls", "use_ssl", "timeout"
+    mail = "__import__('django.core.mail').core.mail.get_connection()"
+    assert show("", f"__import__('operator').attrgetter{attributes}({mail})") == expected
 
 
 def test_a_broker_without_a_module_is_refused() -> None:

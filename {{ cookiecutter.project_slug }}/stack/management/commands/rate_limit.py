@@ -41,7 +41,9 @@ class Command(BaseCommand):
                 limit=len(workers()),
             )
             nodes = [node for reply in replies or [] for node in reply]
-            consumed = current_app.control.inspect(nodes, timeout=5).active_queues() if nodes else {}
+            consumed = (
+                current_app.control.inspect(nodes, timeout=5).active_queues() if nodes else {}
+            )
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         answers = {node: said for reply in replies or [] for node, said in reply.items()}
