@@ -414,20 +414,26 @@ def test_a_web_that_stops_and_starts_takes_no_request_along(production: Stack) -
 
 
 @pytest.mark.parametrize(
-    ("service", "name"), [("db", "database"), ("broker", "broker"), ("cache", "cache")]
+    ("service", "name", "end", "begin"),
+    [
+        ("db", "database", "stop", "start"),
+        ("db", "database", "pause", "unpause"),
+        ("broker", "broker", "stop", "start"),
+        ("cache", "cache", "stop", "start"),
+    ],
 )
 def test_readyz_names_the_dead_part_and_recovers(
-    production: Stack, service: str, name: str
+    production: Stack, service: str, name: str, end: str, begin: str
 ) -> None:
     wait_for("all ready", lambda: production.get("/readyz").status_code == 200)
-    production.compose("stop", service)
+    production.compose(end, service)
     try:
         answer = production.get("/readyz")
         assert answer.status_code == 503
         assert [part for part, state in answer.json().items() if state == "down"] == [name]
         assert production.get("/healthz").status_code == 200
     finally:
-        production.compose("start", service)
+        production.compose(begin, service)
     wait_for("all ready again", lambda: production.get("/readyz").status_code == 200)
 
 

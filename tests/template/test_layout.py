@@ -83,7 +83,9 @@ def test_the_stack_has_no_name_that_a_project_may_have_too(project: Path) -> Non
     for app in [path for path in code if path.name == "apps.py" and path.parent != project / OURS]:
         assert re.findall(r'^    label = "(\w+)"', code[app], re.M) == [f"{OURS}_{app.parent.name}"]
     for urls in [path for path in code if path.name == "urls.py"]:
-        assert re.findall(r'^app_name = "(\w+)"', code[urls], re.M) == [f"{OURS}_{urls.parent.name}"]
+        assert re.findall(r'^app_name = "(\w+)"', code[urls], re.M) == [
+            f"{OURS}_{urls.parent.name}"
+        ]
 
 
 def test_config_has_only_files_that_its_owner_edits(project: Path) -> None:

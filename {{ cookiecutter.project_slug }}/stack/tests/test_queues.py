@@ -10,7 +10,7 @@ from celery.signals import before_task_publish
 from django.conf import settings
 from django.core.management import call_command, get_commands
 
-from stack import checks
+from stack import activity, checks
 from stack.checks import (
     app_is_the_stacks,
     commands_are_the_stacks,
@@ -23,6 +23,7 @@ from stack.checks import (
     worker_queues,
 )
 from stack.tasks import sample
+from stack.testing import wait_for
 
 
 def test_queues_and_workers_are_the_same() -> None:
@@ -148,6 +149,37 @@ def test_a_task_without_a_route_goes_to_default() -> None:
 def test_the_sample_command_shows_who_did_each_task(worker, capsys) -> None:
     call_command("sample", *settings.QUEUES)
     assert capsys.readouterr().out.count("SUCCESS") == len(settings.QUEUES)
+
+
+# A worker of several queues ------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_worker_of_several_queues_counts_for_each_what_it_did(worker) -> None:
+    activity.store().flushdb()
+    activity.activity.started.clear()
+    activity.activity.reported.clear()
+    first, second, *others = settings.QUEUES
+    results = [
+        sample.apply_async(kwargs={"steps": 0}, queue=queue) for queue in [first, second, second]
+    ]
+    for result in results:
+        result.get(timeout=120)
+
+    def found() -> dict[str, list[int]]:
+        activity.activity.report_worker()
+        workers, _ = activity.read(settings.QUEUES)
+        return {name: [about.up, about.done[-1]] for name, about in workers.items()}
+
+    expected = {first: [1, 1], second: [1, 2]} | {name: [1, 0] for name in others}
+    wait_for(lambda: found() == expected)
+
+
+@pytest.mark.django_db
+def test_a_worker_of_several_queues_obeys_for_each(worker, capsys) -> None:
+    call_command("rate_limit", sample.name, "0")
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[1:] for row in rows] == [["0"]]
 
 
 # What the promises hold for ------------------------------------------------------------------------
