@@ -170,6 +170,7 @@ stack/testing.py
 stack/tests/test_cache.py
 stack/tests/test_canvas.py
 stack/tests/test_commands.py
+stack/tests/test_contract.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py
 stack/tests/test_health.py

@@ -72,12 +72,12 @@ def test_a_test_may_override_a_setting_of_celery(settings) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("WORKER_CRAWL_CONCURRENCY", "5"), ("WORKER_SEND_MAIL_CONCURRENCY", "5"), ("other", "3")],
+    [("WORKER_REPORTS_CONCURRENCY", "5"), ("WORKER_SEND_MAIL_CONCURRENCY", "5"), ("other", "3")],
 )
 def test_a_worker_of_several_queues_takes_the_first_value_for_one_of_them(
     monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
-    monkeypatch.setenv("CELERY_WORKER_QUEUES", "crawl,send-mail")
+    monkeypatch.setenv("CELERY_WORKER_QUEUES", "reports,send-mail")
     monkeypatch.setenv("WORKER_CONCURRENCY", "3")
     monkeypatch.setenv(name, "5")
     assert show("", "app.conf.worker_concurrency") == expected
