@@ -402,6 +402,33 @@ def test_a_queue_is_added_as_the_readme_says(laptop: Stack) -> None:
 
 
 @pytest.mark.usefixtures("restored")
+def test_two_queues_share_a_worker_as_the_manual_says(laptop: Stack) -> None:
+    manual = (laptop.folder / "docs/how-to.md").read_text()
+    recipe = manual.split("## One worker for several queues\n")[1].split("\n## ")[0]
+    (service,) = re.findall(r"```yaml\n(.*?)```", recipe, re.DOTALL)
+    (override,) = re.findall(r"`(worker-small: .*?)`", recipe)
+    shared = {"compose.yaml": service.replace("mails,reports", "crawl,notify")}
+    shared["compose.override.yaml"] = f"  {override}\n"
+    for name, lines in shared.items():
+        text = (laptop.folder / name).read_text()
+        text, found = re.subn(r"(?m)^  worker-(crawl|notify):.*\n(    .*\n)*", "", text)
+        assert found == 2
+        (laptop.folder / name).write_text(text.replace("\n  beat:", f"\n{lines}\n  beat:"))
+    laptop.up("--remove-orphans")
+    laptop.compose("stop", "beat")  # which sends the example's tasks
+    laptop.shell("ops/roll worker-small")
+
+    def rows() -> dict[str, list[str]]:
+        lines = [re.split("  +", line) for line in laptop.manage("queues").splitlines()[1:]]
+        return {name: [workers, running] for name, _, _, workers, running, *_ in lines}
+
+    tasks = [laptop.send(queue, steps=40) for queue in ("crawl", "notify", "notify")]
+    expected = {"default": ["1", "0"], "crawl": ["1", "1"], "notify": ["1", "1"]}
+    wait_for("one of each runs", lambda: rows() == expected)
+    assert {laptop.result(task) for task in tasks} == {f"Done by small@{laptop.slug}."}
+
+
+@pytest.mark.usefixtures("restored")
 def test_a_queue_with_tasks_is_not_removed_until_they_are_moved(laptop: Stack) -> None:
     laptop.compose("stop", "worker-crawl", "beat")  # which sends the example's
     tasks = [laptop.send("crawl", steps=1) for _ in range(2)]
