@@ -19,7 +19,7 @@ def task_accepted(begun: request.Request) -> None:
 
 # What the main process has a child process call, and what it calls itself for tasks of every class.
 request.fast_trace_task = results.run_task  # type: ignore[attr-defined]
-request.task_accepted = task_accepted
+request.task_accepted = task_accepted  # type: ignore[attr-defined]
 
 
 class Request(request.Request):

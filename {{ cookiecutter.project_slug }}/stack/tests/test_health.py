@@ -21,7 +21,8 @@ def get(path: str, application: Application = django) -> tuple[int, bytes]:
     """Return status and body of a page."""
 
     async def ask() -> tuple[int, bytes]:
-        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "headers": []}
+        headers = [(b"host", b"localhost")]
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": path, "headers": headers}
         client = ApplicationCommunicator(HealthChecks(application), scope)
         await client.send_input({"type": "http.request"})
         start = await client.receive_output(timeout=30)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
-from django.conf import settings
 
 from stack import heartbeat
+from stack.checks import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def listening() -> Iterator[Callable[..., int]]:
 def answers(*lines: str) -> bool:
     """Return whether the watchdog gets an answer of a broker in one of these lines."""
     heartbeat.BROKER.write_text("".join(f"{line}\n" for line in lines))
-    watchdog = [str(settings.BASE_DIR / "stack/watchdog"), "broker-answers"]
+    watchdog = [str(PROJECT / "stack/watchdog"), "broker-answers"]
     return not subprocess.run(watchdog, stderr=subprocess.DEVNULL).returncode
 
 

@@ -3,9 +3,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 
-OPS = Path(settings.BASE_DIR, "ops")
+from stack.checks import PROJECT
+
+OPS = PROJECT / "ops"
 COMMANDS = sorted(
     path.name for path in OPS.iterdir() if path.is_file() and os.access(path, os.X_OK)
 )

@@ -6,7 +6,6 @@ uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too
 """
 
 import re
-from pathlib import Path
 from typing import Any
 
 import kombu.transport
@@ -19,7 +18,6 @@ from celery.loaders.base import BaseLoader
 from celery.worker import request, state
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
-from django.conf import settings
 from django.core.cache import caches
 from django.db.backends.postgresql.base import DatabaseWrapper
 from gunicorn.arbiter import Arbiter
@@ -28,6 +26,8 @@ from kombu.transport import redis
 from redis._parsers import _RESP3Parser
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
+
+from stack.checks import PROJECT
 
 TRANSPORT = "stack/brokers/redis_transport.py"
 CHANNEL = [
@@ -101,7 +101,7 @@ def test_a_private_api_is_still_there(owner: object, name: str, where: str) -> N
 
 
 def test_the_readme_lists_them_all() -> None:
-    readme = (Path(settings.BASE_DIR) / "stack/README.md").read_text(encoding="utf-8")
+    readme = (PROJECT / "stack/README.md").read_text(encoding="utf-8")
     assert {name for _, name, _ in USED if not re.search(rf"[`.]{name}`", readme)} == set()
 
 

@@ -195,14 +195,14 @@ class Foreign(celery.Task):
 
 
 def test_a_task_of_another_class_or_queue_is_named(monkeypatch, settings) -> None:
-    assert promises_hold() == []
+    assert [warning for warning in promises_hold() if "stack.tests." not in warning.msg] == []
     registry = current_app.tasks
     monkeypatch.setitem(registry, "shop.mine", Foreign())
     *settings.QUEUES, dropped = settings.QUEUES
     use_routes(monkeypatch, {"stack.tasks.sample": dropped})
     by_class, by_queue = promises_hold()
     assert {by_class.id, by_queue.id} == {"stack.W003"}
-    assert by_class.msg.startswith("What docs/broker.md promises does not hold for shop.mine: ")
+    assert by_class.msg.startswith("What docs/broker.md promises does not hold for shop.mine")
     assert "not hold for stack.tasks.sample: in a queue" in by_queue.msg
 
 

@@ -51,7 +51,7 @@ def test_a_retry_stores_nothing_for_a_task_without_a_result(worker: None) -> Non
 class Foreign(celery.Task):
     """A class that is not derived from the stack's."""
 
-    def before_start(self, *args: object) -> None:
+    def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
         """Leave out what the stack's class does."""
 
 

@@ -33,23 +33,25 @@ class Command(BaseCommand):
             raise CommandError(f'"{rate}" is no rate: 10/s, 10/m or 10/h is, or 0 for no limit.')
         try:
             # A busy worker may take a while; when as many as compose.yaml has replied, it is over.
-            replies = current_app.control.rate_limit(
-                task,
-                0 if rate == "0" else rate,
-                reply=True,
-                timeout=5,
-                limit=len(workers()),
-            )
+            # On a connection of its own: what still waits there would take the replies that follow.
+            with current_app.connection_for_write() as connection:
+                replies = current_app.control.rate_limit(
+                    task,
+                    0 if rate == "0" else rate,
+                    reply=True,
+                    timeout=5,
+                    limit=len(workers()),
+                    connection=connection,
+                )
             nodes = [node for reply in replies or [] for node in reply]
-            consumed = (
-                current_app.control.inspect(nodes, timeout=5).active_queues() if nodes else {}
-            )
+            inspect = current_app.control.inspect(nodes, timeout=5)
+            consumed = (inspect.active_queues() if nodes else None) or {}
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         answers = {node: said for reply in replies or [] for node, said in reply.items()}
         obeyed = [node for node, said in answers.items() if "ok" in said]
         rows = [(node, said.get("error") or rate) for node, said in sorted(answers.items())]
-        answered = {queue["name"] for queues in (consumed or {}).values() for queue in queues}
+        answered = {queue["name"] for queues in consumed.values() for queue in queues}
         rows += [(name, "no answer") for name in settings.QUEUES if name not in answered]
         for line in table.lines([("worker", task), *rows]):
             self.stdout.write(line)
