@@ -10,7 +10,8 @@ from celery.signals import before_task_publish
 from django.conf import settings
 from django.core.management import call_command, get_commands
 
-from stack import activity, checks
+from stack import activity, brokers, checks
+from stack.brokers import rabbitmq
 from stack.checks import (
     app_is_the_stacks,
     commands_are_the_stacks,
@@ -204,6 +205,16 @@ def test_a_task_of_another_class_or_queue_is_named(monkeypatch, settings) -> Non
     assert {by_class.id, by_queue.id} == {"stack.W003"}
     assert by_class.msg.startswith("What docs/broker.md promises does not hold for shop.mine")
     assert "not hold for stack.tasks.sample: in a queue" in by_queue.msg
+
+
+def test_a_queue_that_the_broker_would_know_otherwise_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(brokers, "current", lambda: rabbitmq)  # these queues are declared for Redis
+    assert "stack.tasks.sample, " in promises_hold()[-1].msg
+
+
+def test_workers_report_to_redis_whatever_the_cache_is(settings) -> None:
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    assert activity.store.__wrapped__().ping()
 
 
 def test_a_celery_app_of_another_class_is_an_error(monkeypatch) -> None:
