@@ -292,7 +292,7 @@ def test_an_app_a_model_and_a_task_are_added_as_the_readme_says(laptop: Stack) -
 @pytest.mark.usefixtures("restored")
 def test_a_library_is_added_as_the_manual_says(laptop: Stack) -> None:
     laptop.edit(
-        "pyproject.toml", '    "gunicorn>=27,<28",\n', '    "gunicorn>=27,<28",\n    "toolz",\n'
+        "pyproject.toml", '    "django>=6.1,<6.2",\n', '    "django>=6.1,<6.2",\n    "toolz",\n'
     )
     manual = (laptop.folder / "docs/dependencies.md").read_text()
     (commands,) = re.findall(r"```sh\n(.*?)```", manual, re.DOTALL)

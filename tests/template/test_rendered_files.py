@@ -162,6 +162,8 @@ stack/outbox/migrations/__init__.py
 stack/outbox/models.py
 stack/outbox/tasks.py
 stack/queues.py
+stack/requirements-dev.in
+stack/requirements.in
 stack/sentry.py
 stack/settings.py
 stack/tasks.py

@@ -40,6 +40,12 @@ def pins(path: Path) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;]+)", text, re.MULTILINE))
 
 
+def stacks(project: Path, name: str) -> list[str]:
+    """Return the requirements that the stack lists in one of its files."""
+    lines = (project / "stack" / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
 def test_each_base_image_is_named_where_it_belongs(defaults: Path) -> None:
     found = {name.partition(":")[0]: files for name, files in base_images(defaults).items()}
     assert found == {
@@ -67,10 +73,11 @@ def test_python_is_the_same_in_image_project_and_requirements(project: Path) -> 
 
 
 def test_every_dependency_is_pinned_at_a_version_that_the_project_wants(project: Path) -> None:
-    wanted = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    own = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     for name, requirements in {
-        "requirements.txt": wanted["project"]["dependencies"],
-        "requirements-dev.txt": wanted["dependency-groups"]["dev"],
+        "requirements.txt": own["project"]["dependencies"] + stacks(project, "requirements.in"),
+        "requirements-dev.txt": own["dependency-groups"]["dev"]
+        + stacks(project, "requirements-dev.in"),
     }.items():
         pinned = {canonicalize_name(key): value for key, value in pins(project / name).items()}
         for requirement in map(Requirement, requirements):
@@ -83,9 +90,10 @@ def test_every_pin_of_the_image_is_there_for_somebody(
     render: Callable[..., Path], example: str
 ) -> None:
     project = render(example=example)
-    wanted = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    own = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     asked = {
-        canonicalize_name(Requirement(line).name) for line in wanted["project"]["dependencies"]
+        "app": own["project"]["dependencies"],
+        "stack": stacks(project, "requirements.in"),
     }
     text = (project / "requirements.txt").read_text(encoding="utf-8")
     notes = dict(
@@ -93,10 +101,13 @@ def test_every_pin_of_the_image_is_there_for_somebody(
     )
     assert set(notes) == set(pins(project / "requirements.txt"))
     for name, note in notes.items():
-        users = set(re.findall(r"[\w.-]+", note.replace("(pyproject.toml)", "")))
-        assert ("app" in users) is (name in asked), name
+        note = note.replace("(pyproject.toml)", "").replace("-r stack/requirements.in", "stack")
+        users = set(re.findall(r"[\w.-]+", note))
+        for user, lines in asked.items():
+            wanted = {canonicalize_name(Requirement(line).name) for line in lines}
+            assert (user in users) is (name in wanted), name
         assert users, name
-        assert users <= {"app", *notes}, name
+        assert users <= {*asked, *notes}, name
 
 
 def test_the_tools_of_a_laptop_agree_with_the_image(project: Path) -> None:

@@ -2,7 +2,7 @@
 What the stack uses of other libraries without their promise to keep it.
 
 A test that fails here after an upgrade names what the new version no longer has, and where the stack
-uses it: keep the upper bound in pyproject.toml until the stack is upgraded, too.
+uses it: keep the upper bound in ../requirements.in until the stack is upgraded, too.
 """
 
 import re
