@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -242,6 +243,26 @@ def test_beat_and_migrate_reach_managed_services_if_env_says_so(
     assert model["networks"][INTERNAL]["internal"]
     on_it = {name for name, each in model["services"].items() if BEAT in each["networks"]}
     assert on_it == {"beat", "migrate"}
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize(
+    ("setting", "container"),
+    [("POSTGRES_HOST", "db"), ("CELERY_BROKER_URL", "broker"), ("CACHE_URL", "cache"), ("X", None)],
+)
+def test_no_container_is_started_in_the_place_of_which_env_has_a_server(
+    defaults: Path,
+    compose: Callable[..., dict],
+    tmp_path: Path,
+    setting: str,
+    container: str,
+    broker: str,
+) -> None:
+    copy = shutil.copytree(defaults, tmp_path / defaults.name)
+    with (copy / ".env").open("a", encoding="utf-8") as env:
+        env.write(f"BROKER={broker}\n{setting}=server.example.com\n")
+    model = compose(copy, "production")["services"]
+    assert {name for name in model if model[name].get("scale") == 0} == {container} - {None}
 
 
 def test_the_proxy_reaches_web_and_flower_but_no_data(services: Services) -> None:

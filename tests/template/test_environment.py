@@ -19,11 +19,13 @@ SECRET_NAMES = {
     "CACHE_PASSWORD",
 }
 
-# Read by others than this project's files: by compose, and by Django's createsuperuser.
+# Read by others than this project's files: by compose, by Django's createsuperuser, by libpq.
 READ_BY_OTHERS = {
     "COMPOSE_FILE",
     "DJANGO_SUPERUSER_EMAIL",
     "DJANGO_SUPERUSER_PASSWORD",
+    "PGSSLMODE",
+    "PGSSLROOTCERT",
 }
 
 
@@ -208,7 +210,7 @@ def test_every_compose_variable_has_one_default(project: Path) -> None:
 def test_the_password_of_a_server_elsewhere_is_not_replaced_here(
     defaults: Path, changed: Callable[..., Path]
 ) -> None:
-    copy = changed(defaults, "# POSTGRES_HOST=db", "POSTGRES_HOST=db.example.com")
+    copy = changed(defaults, "# POSTGRES_HOST=", "POSTGRES_HOST=db.example.com")
     rotate = [copy / "ops" / "rotate", "POSTGRES_PASSWORD"]
     done = subprocess.run(rotate, capture_output=True, text=True)
     assert done.returncode == 1

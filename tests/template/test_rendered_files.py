@@ -103,6 +103,7 @@ posts/tasks.py
 pyproject.toml
 requirements-dev.txt
 requirements.txt
+servers.yaml
 stack/README.md
 stack/__init__.py
 stack/activity.py

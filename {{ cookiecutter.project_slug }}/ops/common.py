@@ -222,10 +222,14 @@ def model(folder: Path | None = None) -> dict:
     return json.loads(compose("config", "--format=json", folder=folder))
 
 
+def is_started(service: dict) -> bool:
+    """Return whether "up" starts a service of the model: not where .env has a server of your own."""
+    return service.get("scale") != 0
+
+
 def check_database() -> None:
     """Raise Failed unless the site uses the database in the container db."""
-    host = model()["services"]["web-a"]["environment"].get("POSTGRES_HOST") or "db"
-    if host != "db":
+    if host := model()["services"]["web-a"]["environment"].get("POSTGRES_HOST"):
         raise Failed(
             f"Refused: the site uses the database on {host}, and only the one in the container db "
             "is backed up and restored here; see docs/production.md, “Backup”."

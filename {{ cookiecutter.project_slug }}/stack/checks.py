@@ -2,8 +2,11 @@
 
 import os
 import re
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import current_app
 from celery.exceptions import QueueNotFound
@@ -260,3 +263,49 @@ def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
         )
         for name, tasks in found.items()
     ]
+
+
+# What names a server in .env, and the container that there is without it.
+SERVERS = {
+    "POSTGRES_HOST": "db",
+    "CELERY_BROKER_URL": "broker",
+    "CELERY_RESULT_BACKEND": "",
+    "CACHE_URL": "cache",
+}
+WITH_HOST = ("", "redis", "rediss", "amqp", "amqps", "pyamqp")  # of other URLs it may be none
+
+
+@register(Tags.database)  # with "migrate" only: what runs may start again while no name is resolved
+def servers_are_found(**kwargs: object) -> list[Error]:
+    """Return an error for each server in .env that cannot be found, or is a container not started."""
+    return [
+        Error(
+            f'Cannot find the host "{host}" from {name} in .env: {why}.',
+            hint=(f"Without this line it is the container {container}. " if container else "")
+            + "Migrations and beat reach other networks with BEAT_INTERNAL=false in .env.",
+            id="stack.E010",
+        )
+        for name, container in SERVERS.items()
+        for host in hosts(os.environ.get(name, ""))
+        if (why := "it is not started" if host == container else unreachable(host))
+    ]
+
+
+def hosts(urls: str) -> list[str]:
+    """Return the hosts in a setting: names, or URLs separated by semicolons."""
+    separated = urls.split(";") if "://" in urls else [f"//{host}" for host in urls.split(",")]
+    parts = [urlsplit(url) for url in separated]
+    return [part.hostname for part in parts if part.hostname and part.scheme in WITH_HOST]
+
+
+def unreachable(host: str) -> str:
+    """Return why a host has no address, or no route to it, or ""; nothing is sent there."""
+    try:
+        found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        return error.strerror or "no answer"
+    for family, *_, address in found:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return ""
+    return "there is no route to it"

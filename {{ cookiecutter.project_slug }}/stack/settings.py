@@ -47,7 +47,8 @@ SILENCED_SYSTEM_CHECKS = ["security.W004"]
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
-        "HOST": env("POSTGRES_HOST", default="db"),
+        "HOST": env("POSTGRES_HOST", default="") or "db",
+        "PORT": env("POSTGRES_PORT", default="5432"),
         "NAME": env("POSTGRES_DB", default="app"),
         "USER": "rotating"
         if "POSTGRES_PASSWORD" in ROTATING
@@ -71,7 +72,8 @@ if _pool_size := env.int("DATABASE_POOL_SIZE", default=0):
 
 # What workers report is there, too, whatever else the project has as its cache (activity.py).
 _cache_password = env("CACHE_PASSWORD", default="")
-CACHE_URL = env("CACHE_URL", default=f"redis://:{_cache_password}@cache:6379/0")
+_cache_url = env("CACHE_URL", default="")
+CACHE_URL = _cache_url or f"redis://:{_cache_password}@cache:6379/0"
 CACHES: dict[str, dict[str, Any]] = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -93,9 +95,10 @@ QUEUES = ["default"]  # each has a worker in compose.yaml
 TASK_TIME_LIMIT = env.int("TASK_TIME_LIMIT", default=300)
 
 # The containers that BROKER chooses. RabbitMQ keeps no results, so they are in the cache's Redis. Flower
-# has no password of that, and needs no results.
+# has no password of that, and needs no results. Of a server of yours one database is all that is used.
 _broker_user = "rotating" if "BROKER_PASSWORD" in ROTATING else "app"
 _broker_password = env("BROKER_PASSWORD", default="")
+_broker_url = env("CELERY_BROKER_URL", default="")
 _urls = {
     "redis": (
         f"redis://:{_broker_password}@broker:6379/0",
@@ -103,14 +106,18 @@ _urls = {
     ),
     "rabbitmq": (
         f"amqp://{_broker_user}:{_broker_password}@broker:5672//",
-        f"redis://:{_cache_password}@cache:6379/1" if _cache_password else "disabled://",
+        _cache_url
+        or (f"redis://:{_cache_password}@cache:6379/1" if _cache_password else "disabled://"),
     ),
 }
 BROKER = env("BROKER", default="redis")
 if BROKER not in _urls:
     raise ImproperlyConfigured(f'BROKER in .env is "{BROKER}"; make it redis or rabbitmq.')
-CELERY_BROKER_URL = env("CELERY_BROKER_URL", default=_urls[BROKER][0])
-CELERY_RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default=_urls[BROKER][1])
+_results_url = _urls["rabbitmq" if _broker_url else BROKER][1]
+if _broker_url.startswith("redis"):
+    _results_url = _broker_url
+CELERY_BROKER_URL = _broker_url or _urls[BROKER][0]
+CELERY_RESULT_BACKEND = env("CELERY_RESULT_BACKEND", default="") or _results_url
 
 # Django's own task framework, since 6.0: https://docs.djangoproject.com/en/6.1/topics/tasks/
 TASKS = {"default": {"BACKEND": "stack.celery.django_tasks.CeleryBackend"}}

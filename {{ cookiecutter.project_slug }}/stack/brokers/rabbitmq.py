@@ -4,6 +4,7 @@ import base64
 import http
 import http.client
 import json
+import ssl
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from celery.app import base
 from celery.contrib.migrate import State, move
 from kombu import Connection, Exchange, Message, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from kombu.transport.base import StdChannel
 from kombu.transport.native_delayed_delivery import calculate_routing_key
+
+from stack.environment import env
 
 # Messages that no worker could take; docs/broker.md explains what to do with them.
 DEAD_LETTERS = Queue(
@@ -26,6 +30,33 @@ DEAD_LETTERS = Queue(
         "x-max-length": 10_000,  # then the oldest is dropped
     },
 )
+
+
+class TLSTransport(pyamqp.SSLTransport):
+    """kombu's for amqps://, with ?ssl_ca_certs=… and the like in the URL, and the server's name verified."""
+
+    def establish_connection(self) -> Any:
+        """Connect with py-amqp's names for what kombu reads in the URL."""
+        given = self.client.ssl
+        self.client.ssl = tls(given)
+        try:
+            return super().establish_connection()
+        finally:
+            self.client.ssl = given
+
+
+TRANSPORT_ALIASES["amqps"] = "stack.brokers.rabbitmq:TLSTransport"
+
+
+def tls(given: Any) -> dict[str, Any]:
+    """Return py-amqp's options of TLS for those of kombu, which are True when there are none."""
+    options = {
+        name if name == "ssl_version" else name.removeprefix("ssl_"): value
+        for name, value in (given if isinstance(given, dict) else {}).items()
+    }
+    verify = options.pop("check_hostname", True) and options.get("cert_reqs") != ssl.CERT_NONE
+    # None stands for the host in the URL. Without this py-amqp verifies no name.
+    return ({"server_hostname": None} if verify else {}) | options
 
 
 class WorkQueue(Queue):
@@ -144,14 +175,29 @@ def oldest(channel: Any, queue: str) -> float | None:
     return None
 
 
-MANAGEMENT = 15672  # the port of the plugin that lists queues; AMQP cannot
+# The port of the plugin that lists queues, plain and with TLS; AMQP cannot.
+MANAGEMENT = env.int("RABBITMQ_MANAGEMENT_PORT", default=0)
 TIMEOUT = 3  # seconds
 
 
-def ask(connection: Connection, path: str) -> tuple[int, Any]:
+def management_api(connection: Connection, timeout: float) -> http.client.HTTPConnection:
+    """Return a connection to the management API; with TLS where the broker is reached by TLS."""
+    host = connection.hostname or ""
+    if not isinstance(connection.transport, TLSTransport):
+        return http.client.HTTPConnection(host, MANAGEMENT or 15672, timeout=timeout)
+    options = tls(connection.ssl)
+    context = ssl.create_default_context(cafile=options.get("ca_certs"))
+    if "server_hostname" not in options:
+        context.check_hostname = False
+        context.verify_mode = options.get("cert_reqs", ssl.CERT_REQUIRED)
+    port = MANAGEMENT or 15671
+    return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+
+
+def ask(connection: Connection, path: str, timeout: float = TIMEOUT) -> tuple[int, Any]:
     """Return status and JSON of a page of the management API; OperationalError without an answer."""
     login = base64.b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
-    management = http.client.HTTPConnection(connection.hostname or "", MANAGEMENT, timeout=TIMEOUT)
+    management = management_api(connection, timeout)
     try:
         management.request("GET", f"/api/{path}", headers={"Authorization": f"Basic {login}"})
         answer = management.getresponse()
@@ -169,7 +215,8 @@ def result_database() -> None:
 def is_full() -> bool:
     """Return whether RabbitMQ's memory or disk is full; False when its management does not answer."""
     try:
-        status, _ = ask(current_app.connection_for_read(), "health/checks/local-alarms")
+        # Less than /readyz waits: a firewall may drop what is sent there.
+        status, _ = ask(current_app.connection_for_read(), "health/checks/local-alarms", timeout=2)
     except OperationalError:  # a service that is managed by others need not have it
         return False
     return status == http.HTTPStatus.SERVICE_UNAVAILABLE

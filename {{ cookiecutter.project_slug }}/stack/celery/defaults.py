@@ -34,6 +34,11 @@ def add_routes(source: Any, **kwargs: object) -> None:
     source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
 
 
+def verified(url: str | None) -> dict[str, str] | None:
+    """Return what makes rediss:// verify the server unless the URL says otherwise: kombu would not."""
+    return {"ssl_cert_reqs": "required"} if (url or "").startswith("rediss:") else None
+
+
 def everything() -> dict[str, Any]:
     """Return all defaults; ImproperlyConfigured when a worker's time limit is too long."""
     broker = brokers.module(settings.CELERY_BROKER_URL)
@@ -98,6 +103,7 @@ def everything() -> dict[str, Any]:
         "worker_send_task_events": True,
         "worker_consumer": "stack.celery.consumer:Consumer",
         # Broker
+        "broker_use_ssl": verified(settings.CELERY_BROKER_URL),
         "broker_transport_options": broker.transport_options(
             visibility_timeout=2 * settings.TASK_TIME_LIMIT, patience=patience
         ),
@@ -110,6 +116,7 @@ def everything() -> dict[str, Any]:
         # https://docs.celeryq.dev/en/stable/userguide/calling.html#message-sending-retry
         "task_publish_retry_policy": every_second,
         # Results
+        "redis_backend_use_ssl": verified(settings.CELERY_RESULT_BACKEND),
         "result_expires": env.int("TASK_RESULT_EXPIRES", default=24 * 3600),  # seconds
         # A producer subscribes to the result before it sends the task.
         "result_backend_transport_options": {"retry_policy": every_second},
