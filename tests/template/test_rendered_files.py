@@ -187,6 +187,7 @@ stack/tests/test_private_apis.py
 stack/tests/test_queues.py
 stack/tests/test_redis_transport.py
 stack/tests/test_results.py
+stack/tests/test_servers.py
 stack/tests/test_settings.py
 stack/tests/test_task.py
 stack/watchdog
