@@ -29,6 +29,11 @@ RABBITMQ = {
     "image": "rabbitmq:4.3-management",
     "environment": {"RABBITMQ_DEFAULT_USER": "shop", "RABBITMQ_DEFAULT_PASS": PASSWORD},
     "ports": ["5671", "15671"],
+    "healthcheck": {
+        "test": ["CMD", "rabbitmq-diagnostics", "--quiet", "check_port_listener", "5671"],
+        "start_period": "90s",
+        "start_interval": "3s",
+    },
     "volumes": ["./tls:/tls:ro", "./rabbitmq.conf:/etc/rabbitmq/conf.d/90-tls.conf:ro"],
 }
 RABBITMQ_CONF = """
@@ -52,6 +57,11 @@ POSTGRES = {
         *("-c", "ssl_key_file=/tls/key.pem"),
     ],
     "ports": ["5432"],
+    "healthcheck": {
+        "test": ["CMD", "pg_isready", "--quiet", "--host", "localhost"],
+        "start_period": "60s",
+        "start_interval": "1s",
+    },
 }
 
 
@@ -156,6 +166,7 @@ def test_the_site_uses_servers_elsewhere_by_tls(managed: tuple[Stack, Servers]) 
     addresses = stack.compose("exec", "--no-TTY", "worker-crawl", "cat", "/tmp/broker")
     assert addresses.split()[::2] == [HOST, "tls"]
     assert [line.split()[0] for line in stack.manage("queues").splitlines()[1:4]] == QUEUES
+    stack.compose("run", "--rm", "--no-TTY", "web", "./manage.py", "check", "--database=default")
     # Nothing but what is verified is used.
     for change in ("PGSSLROOTCERT", "CELERY_BROKER_URL", "CACHE_URL"):
         check_refused(stack, change)

@@ -83,6 +83,7 @@ USED = [
     *[(redis.MultiChannelPoller, name, TRANSPORT) for name in POLLER],
     *[(redis.QoS, name, TRANSPORT) for name in QOS],
     (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/redis.py"),
+    (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/rabbitmq.py"),
     (_RESP3Parser, "set_invalidation_push_handler", TRANSPORT),
     (DatabaseWrapper, "pool", "stack/database.py"),
     (DatabaseWrapper, "commit", "stack/middleware.py"),
