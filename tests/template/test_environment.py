@@ -3,12 +3,15 @@
 import ast
 import os
 import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.ops import load
 
 SECRET_NAMES = {
     "SECRET_KEY",
@@ -218,3 +221,18 @@ def test_the_password_of_a_server_elsewhere_is_not_replaced_here(
         "The site uses a server of yours: change POSTGRES_PASSWORD there, then in .env.\n"
     )
     assert (copy / ".env.rotation").exists() is False
+
+
+def test_a_deploy_needs_neither_image_nor_data_of_a_server_elsewhere(
+    defaults: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(defaults, tmp_path / defaults.name)
+    with (copy / ".env").open("a", encoding="utf-8") as env:
+        env.write(
+            "COMPOSE_FILE=compose.yaml:compose.production.yaml\nPOSTGRES_HOST=db.example.com\n"
+        )
+    release, upgrade = load(copy, "release"), load(copy, "upgrade-data")
+    assert release.services(copy, own=False) == ["broker", "cache"]
+    others = [name for name in release.images(copy) if not name.startswith(defaults.name)]
+    assert others == ["redis:8.0"]
+    assert [store.service for store in upgrade.stores()] == ["broker"]
