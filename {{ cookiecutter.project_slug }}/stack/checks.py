@@ -272,7 +272,7 @@ SERVERS = {
     "CELERY_RESULT_BACKEND": "",
     "CACHE_URL": "cache",
 }
-WITH_HOST = ("", "redis", "rediss", "amqp", "amqps", "pyamqp")  # of other URLs it may be none
+WITH_HOST = ("redis", "rediss", "amqp", "amqps", "pyamqp")  # of other URLs it may be none
 
 
 @register(Tags.database)  # with "migrate" only: what runs may start again while no name is resolved
@@ -286,15 +286,16 @@ def servers_are_found(**kwargs: object) -> list[Error]:
             id="stack.E010",
         )
         for name, container in SERVERS.items()
-        for host in hosts(os.environ.get(name, ""))
+        for host in hosts(name, os.environ.get(name, ""))
         if (why := "it is not started" if host == container else unreachable(host))
     ]
 
 
-def hosts(urls: str) -> list[str]:
-    """Return the hosts in a setting: names, or URLs separated by semicolons."""
-    separated = urls.split(";") if "://" in urls else [f"//{host}" for host in urls.split(",")]
-    parts = [urlsplit(url) for url in separated]
+def hosts(name: str, value: str) -> list[str]:
+    """Return the hosts in a setting: names for libpq, or URLs separated by semicolons."""
+    if name == "POSTGRES_HOST":
+        return [host for host in value.split(",") if host and not host.startswith("/")]
+    parts = [urlsplit(url) for url in value.split(";")]
     return [part.hostname for part in parts if part.hostname and part.scheme in WITH_HOST]
 
 

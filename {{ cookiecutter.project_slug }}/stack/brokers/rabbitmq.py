@@ -37,12 +37,12 @@ class TLSTransport(pyamqp.SSLTransport):
 
     def establish_connection(self) -> Any:
         """Connect with py-amqp's names for what kombu reads in the URL."""
-        given = self.client.ssl
-        self.client.ssl = tls(given)
+        client: Any = self.client
+        given, client.ssl = client.ssl, tls(client.ssl)
         try:
             return super().establish_connection()
         finally:
-            self.client.ssl = given
+            client.ssl = given
 
 
 TRANSPORT_ALIASES["amqps"] = "stack.brokers.rabbitmq:TLSTransport"

@@ -76,6 +76,7 @@ def test_results_are_where_the_owner_has_a_redis(
         ("?ssl_cert_reqs=none", "CERT_NONE"),
     ],
 )
+@pytest.mark.usefixtures("env")
 def test_rediss_verifies_the_server_unless_the_url_says_otherwise(
     query: str, expected: str
 ) -> None:
