@@ -1,5 +1,11 @@
+import filecmp
+import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +15,7 @@ from django.core.management import CommandError, call_command
 
 from stack import brokers, checks, queues
 from stack.celery.results import FAILED, Results
+from stack.management.commands import publish
 from stack.tasks import sample
 from stack.testing import wait_for
 
@@ -270,3 +277,75 @@ def test_inspect_task_says_what_it_cannot_know(capsys) -> None:
 def test_rate_limit_refuses_what_nobody_can_obey(task: str, rate: str, error: str) -> None:
     with pytest.raises(CommandError, match=error):
         call_command("rate_limit", task, "--", rate)
+
+
+class Publishing:
+    """Two folders in which `publish` works, as a version with static files after the other does."""
+
+    def __init__(self, folder: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.image, self.published = folder / "image", folder / "published"
+        self.published.mkdir()
+        self.monkeypatch = monkeypatch
+        settings.STATIC_ROOT = self.image
+        monkeypatch.setattr(publish, "PUBLISHED", self.published)
+
+    def version(self, files: dict[str, str], *, live: bool = True) -> None:
+        """Publish a version's files, all of one time, as images have them."""
+        shutil.rmtree(self.image, ignore_errors=True)
+        for name, text in files.items():
+            path = self.image / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            os.utime(path, (1, 1))
+        self.monkeypatch.setenv("LIVE", str(live))
+        filecmp.clear_cache()
+        call_command("publish")
+
+    def there(self) -> dict[str, str]:
+        """Return the text of each published file."""
+        return {
+            path.relative_to(self.published).as_posix(): path.read_text()
+            for path in self.published.rglob("*")
+            if path.is_file()
+        }
+
+    def etag(self, name: str) -> tuple[int, int]:
+        """Return what nginx makes an ETag of."""
+        found = (self.published / name).stat()
+        return int(found.st_mtime), found.st_size
+
+
+@pytest.fixture
+def publishing(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Publishing:
+    """A volume without static files."""
+    return Publishing(tmp_path, settings, monkeypatch)
+
+
+def test_publish_replaces_a_file_without_a_hash_and_nginx_sees_that(publishing) -> None:
+    publishing.version({"a.css": "old", "b/b.css": "same", "staticfiles.json": "{}"})
+    before = publishing.etag("a.css"), publishing.etag("b/b.css")
+    publishing.version({"a.css": "new", "b/b.css": "same"})
+    assert publishing.there() == {"a.css": "new", "b/b.css": "same"}
+    assert publishing.etag("a.css") != before[0]
+    assert publishing.etag("b/b.css") == before[1]
+
+
+def test_before_a_version_is_live_publish_only_adds(publishing) -> None:
+    publishing.version({"a.css": "old", "a.css.gz": "old"})
+    publishing.version({"a.css": "new", "a.1234567890ab.css": "new"}, live=False)
+    assert publishing.there() == {"a.css": "old", "a.css.gz": "old", "a.1234567890ab.css": "new"}
+    publishing.version({"a.css": "new", "a.1234567890ab.css": "new"})
+    # nginx prefers a compressed one, which this version does not have.
+    assert publishing.there() == {"a.css": "new", "a.1234567890ab.css": "new"}
+
+
+def test_publish_deletes_what_no_version_had_for_long(publishing, monkeypatch) -> None:
+    publishing.version({"a.css": "old", "b.css": "old"})
+    publishing.version({"b.css": "old"})
+    assert set(publishing.there()) == {"a.css", "b.css"}
+    time.sleep(0.1)  # the kernel's clock for files is coarser
+    now = time.time()
+    time.sleep(0.1)
+    monkeypatch.setattr(publish, "time", SimpleNamespace(time=lambda: now + publish.KEPT))
+    publishing.version({"b.css": "old"})
+    assert set(publishing.there()) == {"b.css"}
