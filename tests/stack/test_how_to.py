@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -90,9 +91,6 @@ def apply_everything(stack: Stack) -> None:
     (page,) = re.findall(r"by `(path\(.*\),)`", manual)
     stack.edit("config/urls.py", home, page)
 
-    (package,) = blocks(stack, "Install a system package")
-    stack.edit("Dockerfile", "FROM base AS source\n", f"FROM base AS source\n{package}")
-
     (policy,) = blocks(stack, "Load scripts, fonts or images from elsewhere")
     append(stack, settings, policy)
     (processor,) = re.findall(r'`("django\.template\.context_processors\.csp")`', manual)
@@ -142,6 +140,17 @@ def apply_everything(stack: Stack) -> None:
     lines = "".join(f"    {library},\n" for library in libraries)
     stack.edit("pyproject.toml", "dependencies = [\n", f"dependencies = [\n{lines}")
     dependencies = (stack.folder / "docs/dependencies.md").read_text()
+    packages, export = re.findall(r"```dockerfile\n(.*?)```", dependencies, re.DOTALL)
+    packages = re.sub('"gcc .*"', '"make"', packages)  # which is smaller
+    for line in packages.splitlines():
+        stack.edit("Dockerfile", line.partition("=")[0] + '=""\n', f"{line}\n")
+    stack.edit("Dockerfile", "RUN export SECRET_KEY=build \\\n", export)
+    append(stack, settings, 'PAYMENT_KEY = env("PAYMENT_KEY")')
+    stack.set(PAYMENT_KEY="key")
+    stack.edit("compose.yaml", "      SENTRY_DSN:\n", "      SENTRY_DSN:\n      PAYMENT_KEY:\n")
+    messages = shop / "locale/de/LC_MESSAGES"
+    messages.mkdir(parents=True)
+    (messages / "django.po").write_text('msgid "shop"\nmsgstr "Laden"\n')
     (compile_and_build,) = re.findall(r"```sh\n(.*?)```", dependencies, re.DOTALL)
     stack.shell(compile_and_build)
 
@@ -242,6 +251,19 @@ def test_the_second_domain_leads_to_the_first(project: Stack) -> None:
 def test_the_system_package_is_in_every_container(project: Stack) -> None:
     for service in ("web-a", "worker-default"):
         assert "gettext" in project.compose("exec", "--no-TTY", service, "msgfmt", "--version")
+
+
+def test_a_build_has_its_packages_and_settings_and_compiles_translations(project: Stack) -> None:
+    def has(target: str, *command: str) -> bool:
+        tag = f"{project.slug}-{target}"
+        project.shell(f"docker build --quiet --target={target} --tag={tag} .")
+        run = ["docker", "run", "--rm", "--network=none", tag, *command]
+        return not subprocess.run(run, capture_output=True).returncode
+
+    assert has("dependencies", "make", "--version")
+    assert not has("app", "make", "--version")
+    assert has("app", "test", "-e", "/srv/static/icon.svg")
+    assert has("app", "test", "-e", "shop/locale/de/LC_MESSAGES/django.mo")
 
 
 def test_a_larger_upload_is_accepted_where_env_names_it(project: Stack) -> None:
