@@ -3,6 +3,7 @@
 import http.client
 import re
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -16,11 +17,12 @@ URLS = """\
 from django.urls import path
 from django.views.generic import TemplateView
 
-from .views import order
+from .views import order, receipt
 
 urlpatterns = [
     path("", TemplateView.as_view(template_name="shop.html")),
     path("order", order),
+    path("receipt/<name>", receipt),
 ]
 """
 TASKS = """\
@@ -34,7 +36,10 @@ def send_receipt(order_id: int) -> None:
     Group.objects.create(name=f"{order.name}, receipt {Group.objects.count()}")
 """
 VIEW = """\
+from urllib.parse import quote
+
 from django.contrib.auth.models import Group as Order
+from django.core.files.storage import FileSystemStorage
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
@@ -44,7 +49,9 @@ from .tasks import send_receipt
 def order(request: HttpRequest) -> HttpResponse:
 {block}
     return HttpResponse("Thank you.")
-"""
+
+
+{private}"""
 PAGE = '{% load static %}<script nonce="{{ csp_nonce }}"></script><img src="{% static \'icon.svg\' %}">'
 CLIENT = """
 import socket
@@ -120,7 +127,20 @@ def apply_everything(stack: Stack) -> None:
     (shop / "tasks.py").write_text(TASKS)
     imported, _, block = send.partition("\n\n")
     block = indent(block.replace("create(…)", 'create(name="order")'), "    ")
-    (shop / "views.py").write_text(VIEW.format(send=imported, block=block))
+
+    web, proxy, volume, location, view = blocks(stack, "Private uploads")
+    own = '  volumes: ["media:/srv/media", "web-temp:/var/tmp"]\n'
+    stack.edit("compose.yaml", own, web.partition("\n")[2])
+    stack.edit("compose.yaml", "      - proxy-temp:", f"{proxy}      - proxy-temp:")
+    append(stack, "compose.yaml", volume)
+    stack.edit("Dockerfile", "/srv/media", "/srv/media /srv/private")
+    (stack.folder / location.split()[1]).write_text(location)
+    readme = (stack.folder / "nginx/locations/README.md").read_text()
+    (reports,) = re.findall(r"```nginx\n(.*?)```", readme, re.DOTALL)
+    (stack.folder / "nginx/locations/reports.conf").write_text(reports)
+    stack.set(BACKUP_PATHS=re.findall("`BACKUP_PATHS=(.*?)`", manual)[0])
+    view = view.replace("@login_required\n", "")
+    (shop / "views.py").write_text(VIEW.format(send=imported, block=block, private=view))
 
     (uploads,) = blocks(stack, "Accept larger uploads")
     stack.set(**dict(line.split("=", 1) for line in uploads.splitlines()))
@@ -281,6 +301,24 @@ def test_a_larger_upload_is_accepted_where_env_names_it(project: Stack) -> None:
         first = client.sock.recv(12)
         client.close()
         assert first == (b"HTTP/1.1 100" if accepted else b"HTTP/1.1 413"), (path, megabytes)
+
+
+def test_a_private_upload_is_sent_when_a_view_says_so_and_is_in_the_backup(
+    project: Stack, tmp_path: Path
+) -> None:
+    code = (
+        "from django.core.files.base import ContentFile; from shop.views import private;"
+        "private.save('a b.txt', ContentFile(b'secret'))"
+    )
+    project.python(code)
+    answer = project.get("/shop/receipt/a%20b.txt")
+    assert (answer.text, answer.headers["Content-Type"]) == ("secret", "text/plain")
+    assert project.get("/private/a%20b.txt").status_code == 404
+    project.shell(f"ops/backup --to={tmp_path}")
+    (file,) = tmp_path.glob("*.tar")
+    with tarfile.open(file) as archive:
+        assert archive.extractfile("srv/private/a b.txt").read() == b"secret"
+    assert project.get("/reports/").status_code == 404  # Django's
 
 
 @pytest.fixture

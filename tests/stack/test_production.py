@@ -253,7 +253,33 @@ def test_static_files_have_hashed_names_and_are_kept_for_a_year(production: Stac
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Server"] == "nginx"
     assert production.get("/static/admin/css/none.css").status_code == 404
+    assert production.get("/static/staticfiles.json").status_code == 404
     assert production.get("/static/../config/settings.py").status_code == 404
+
+
+def test_static_files_without_a_hash_in_the_name_are_compared_at_each_use(
+    production: Stack,
+) -> None:
+    answer = production.get("/static/admin/css/base.css", headers={"Accept-Encoding": "gzip"})
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert not answer.headers["ETag"].startswith("W/")  # compressed once, not now
+    same = {"Accept-Encoding": "gzip", "If-None-Match": answer.headers["ETag"]}
+    assert production.get("/static/admin/css/base.css", headers=same).status_code == 304
+
+
+def test_the_proxy_has_locations_of_its_owner(production: Stack) -> None:
+    file = production.folder / "nginx" / "locations" / "own.conf"
+    reload = ["exec", "--no-TTY", "proxy", "sh", "/etc/nginx/start.sh", "reload"]
+    try:
+        file.write_text('location /own/ { return 200 "own"; }\n')
+        production.compose(*reload)
+        wait_for("the location", lambda: production.get("/own/").text == "own")
+    finally:
+        file.unlink()
+        production.compose(*reload)
+    wait_for("its end", lambda: production.get("/own/").status_code == 404)
 
 
 def test_an_upload_is_served_and_cannot_run_in_a_browser(production: Stack) -> None:

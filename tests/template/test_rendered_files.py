@@ -52,6 +52,7 @@ docs/upgrade.md
 gunicorn.conf.py
 manage.py
 nginx/certificates.sh
+nginx/locations/README.md
 nginx/nginx.conf
 nginx/pages.conf
 nginx/plain.conf

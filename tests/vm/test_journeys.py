@@ -100,6 +100,7 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     assert new_file != old_file
     assert vm.get(new_file).text == "body { color: black }\n"
     assert vm.get(old_file).status_code == 200
+    assert vm.get("/static/admin/css/login.css").text == "body { color: black }\n"
 
 
 def test_a_deploy_with_pull_brings_what_is_newer_here_and_cannot_be_pulled_there(

@@ -31,7 +31,8 @@ END
     ),
     "no-module": ("USER root\nRUN rm -r probe\nUSER 10001\n", WAIT, r"This failed: .* migrate\."),
     "no-answer": (
-        "COPY <<END config/asgi.py\nimport time\n\ntime.sleep(3600)\nEND\n",
+        "COPY <<END config/asgi.py\nimport time\n\ntime.sleep(3600)\nEND\n"
+        "COPY <<END /srv/static/site.css\n/* Never live. */\nEND\n",
         "--wait=15",
         r"The web of this version does not answer within 15 s\.",
     ),
@@ -57,7 +58,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: str) -> None:
     layer, wait, why = BROKEN[name]
-    before, containers = vm.version(), vm.running()
+    before, containers, style = vm.version(), vm.running(), vm.get("/static/site.css").text
     tag = vm.image(name, layer)
     with Visitors(vm) as visitors:
         printed = vm.deploy(tag, wait, code=1)
@@ -66,6 +67,7 @@ def test_a_version_that_cannot_work_is_not_taken_live(vm: ProductionVm, name: st
     assert visitors.failures == []
     assert visitors.versions == {before}
     assert vm.running() == containers
+    assert vm.get("/static/site.css").text == style
 
 
 def test_a_configuration_that_nginx_refuses_is_not_loaded(vm: ProductionVm) -> None:
@@ -140,6 +142,9 @@ def test_a_rollback_and_a_deploy_refuse_a_second_one_meanwhile(
         vm.ops("rollback", "--host", vm.host)
         old = vm.version()
         assert old != new
+        # Static files without a hash in their names, too, are those of this version.
+        compare = "docker compose run --rm -T --no-deps migrate diff -rq /srv/static /srv/published"
+        assert " differ" not in vm.here(compare, check=False)
         with vm.start_ops("rollback", "--host", vm.host) as process:
             read_until(process, "trying the new web")
             refusals = vm.deploy(f"--tag={new}", code=1), vm.here("ops/restore x.tar 2>&1 || true")

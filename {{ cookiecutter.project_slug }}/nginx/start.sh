@@ -6,7 +6,7 @@ set -eu
 # In production the project's folder nginx/ is mounted, so that a deploy need not replace the container.
 folder=/srv/nginx
 [ -d $folder ] || folder=/etc/nginx
-if ! configuration=$(cat $folder/*.conf | sha256sum); then
+if ! configuration=$(cat $folder/*.conf $folder/locations/* | sha256sum); then
     echo "The proxy, user 101, cannot read the folder nginx/: run chmod -R a+rX nginx" >&2
     exit 1
 fi

@@ -40,6 +40,8 @@ ONE_OFF = "com.docker.compose.oneoff"  # a label: "True" for "docker compose run
 HEALTHY_WITHIN = 600  # seconds that a container may take, unless --wait says otherwise
 # In the container of the database, for psql and the like: the role that owns all of the cluster.
 SUPERUSER = """$(psql --dbname=postgres -tAc 'SELECT rolname FROM pg_roles WHERE oid = 10')"""
+# For "docker compose run": files keep their owners.
+AS_ROOT = ["--user=root", *(f"--cap-add={name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER"))]
 # A dead network is noticed after 20 s.
 SSH = ["ssh", "-oConnectTimeout=10", "-oServerAliveInterval=5", "-oServerAliveCountMax=4"]
 
@@ -234,6 +236,27 @@ def check_database() -> None:
             f"Refused: the site uses the database on {host}, and only the one in the container db "
             "is backed up and restored here; see docs/production.md, “Backup”."
         )
+
+
+def folders() -> dict[str, str]:
+    """
+    Return the folders that are backed up, as the service web has them, each with its name in the file.
+
+    Failed when one of BACKUP_PATHS is in no volume.
+    """
+    services = json.loads(compose("--profile=run", "config", "--format=json"))["services"]
+    web = services["web"]
+    mounted = [Path(volume["target"]) for volume in web["volumes"]]
+    found = {"/srv/media": "media"}
+    for name in (web["environment"].get("BACKUP_PATHS") or "").split(","):
+        if path := name.strip().rstrip("/"):
+            if not any(Path(path).is_relative_to(target) for target in mounted):
+                raise Failed(
+                    f"Refused: BACKUP_PATHS in .env has {path}, which is in no volume of the service "
+                    "web in compose.yaml."
+                )
+            found[path] = path.lstrip("/")
+    return found
 
 
 def containers(*services: str) -> list[str]:

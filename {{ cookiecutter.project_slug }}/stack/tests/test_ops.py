@@ -56,7 +56,7 @@ def test_every_command_shows_its_help(command: str) -> None:
         (["release", "--before"], "There is no version before this one."),
         (
             ["restore", "none.tar"],
-            f"{Path.cwd()}/none.tar is no backup; give a file that ops/backup made.",
+            f"{Path.cwd()}/none.tar is neither a backup of ops/backup nor a dump of pg_dump, or it is damaged.",
         ),
     ],
 )

@@ -33,7 +33,7 @@ class Command(BaseCommand):
             if source.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
             elif source.name != "staticfiles.json":
-                if not target.exists() or replace and not filecmp.cmp(source, target, shallow=False):
+                if not target.exists() or replace and differ(source, target):
                     put(source, target)
                 mark(target)
                 if replace and not source.with_name(f"{source.name}.gz").exists():
@@ -41,6 +41,11 @@ class Command(BaseCommand):
         for path in PUBLISHED.rglob("*"):
             if path.is_file() and path.stat().st_ctime < time.time() - KEPT:
                 path.unlink()
+
+
+def differ(source: Path, target: Path) -> bool:
+    """Return whether two files have different contents."""
+    return not filecmp.cmp(source, target, shallow=False)
 
 
 def put(source: Path, target: Path) -> None:
