@@ -71,6 +71,14 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             'PROBE_KEY = env("PROBE_KEY", default="")\n'
             'CELERY_BEAT_SCHEDULE = {\n    "tick": {"task": "probe.tasks.tick", "schedule": 2},\n',
         )
+        # A volume that only backups see.
+        stack.edit(
+            "compose.yaml",
+            "    profiles: [run]\n",
+            '    profiles: [run]\n    volumes: ["media:/srv/media", "web-temp:/var/tmp", "private:/srv/private"]\n',
+        )
+        stack.edit("compose.yaml", "\nvolumes:\n", "\nvolumes:\n  private:\n")
+        stack.set(BACKUP_PATHS="/srv/private/, ")
         stack.set(PROBE_KEY="a-secret-that-only-the-code-of-its-owner-needs")
         # For test_example.py, which starts both.
         stack.set(EMAIL_HOST="mail", EMAIL_PORT=8025, EMAIL_USE_TLS="false")

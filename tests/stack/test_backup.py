@@ -1,5 +1,6 @@
 """A backup is worth what its restore gives back."""
 
+import gzip
 import os
 import re
 import shutil
@@ -59,6 +60,40 @@ def users(stack: Stack) -> set[str]:
     return set(stack.python(code).split())
 
 
+def private(stack: Stack, script: str) -> str:
+    """Run a script in the volume of its own that the production stack has; return what it prints."""
+    root = ["--user=root", "--cap-add=CHOWN", "--cap-add=DAC_OVERRIDE", "--workdir=/srv/private"]
+    return stack.compose("run", "--rm", "--no-TTY", "--no-deps", *root, "web", "sh", "-c", script)
+
+
+def in_db(stack: Stack, script: str) -> bytes:
+    """Run a script as the superuser of the database; return what it prints."""
+    container = stack.containers("db")["db"].id
+    bash = ["docker", "exec", "--env=PGUSER=app_admin", container, "bash", "-euo", "pipefail", "-c"]
+    return subprocess.run([*bash, script], check=True, capture_output=True).stdout
+
+
+def dumps(stack: Stack, folder: Path, *statements: str) -> tuple[Path, Path]:
+    """Dump a database like the site's, whose roles are not here; return it plain and custom."""
+    psql = "psql --quiet --set=ON_ERROR_STOP=1"
+    plain, custom = folder / "site.sql", folder / "site.dump"
+    try:
+        in_db(stack, f"{psql} -c 'CREATE ROLE bob' -c 'CREATE ROLE alice'")
+        in_db(stack, f"{psql} -c 'CREATE DATABASE elsewhere OWNER bob'")
+        in_db(stack, f"pg_dump | sed 's/ OWNER TO app;$/ OWNER TO bob;/' | {psql} elsewhere")
+        for statement in ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO alice", *statements):
+            in_db(stack, f'{psql} elsewhere -c "{statement}"')
+        plain.write_bytes(in_db(stack, "pg_dump elsewhere"))
+        custom.write_bytes(in_db(stack, "pg_dump --format=custom elsewhere"))
+    finally:
+        in_db(
+            stack, "psql -c 'DROP DATABASE IF EXISTS elsewhere' -c 'DROP ROLE IF EXISTS bob, alice'"
+        )
+    assert b" OWNER TO bob;" in plain.read_bytes()
+    assert b" TO alice;" in plain.read_bytes()
+    return plain, custom
+
+
 def truncated(file: Path, folder: Path) -> Path:
     """Return a backup in `folder` whose dump has no end, and whose sum is right."""
     with tarfile.open(file) as archive:
@@ -78,9 +113,11 @@ def test_what_was_backed_up_comes_back_and_what_came_later_does_not(
 ) -> None:
     make_user(production, "early")
     early = upload(production, "early.txt", "early")
+    private(production, "echo early > file && chmod 600 file && chown 999 file")
     file = backup(production, tmp_path)
     make_user(production, "late")
     late = upload(production, "late.txt", "late")
+    private(production, "echo late > file && echo late > late")
     assert users(production) >= {"early", "late"}
 
     refused = ops(production, "restore", str(file), answer="no\n")
@@ -101,6 +138,95 @@ def test_what_was_backed_up_comes_back_and_what_came_later_does_not(
     assert "late" not in users(production)
     assert production.get(early).text == "early"
     assert production.get(late).status_code == 404
+    # In one of BACKUP_PATHS, with its owner.
+    assert private(production, "ls -A && cat file") == "file\nearly\n"
+    assert private(production, "stat --format='%u %a' file") == "999 600\n"
+
+
+def test_database_and_media_of_another_site_take_the_place_of_what_is_here(
+    production: Stack, tmp_path: Path
+) -> None:
+    make_user(production, "elsewhere")
+    plain, _ = dumps(production, tmp_path)
+    make_user(production, "here")
+    here = upload(production, "here.txt", "here")
+    media = tmp_path / "media" / "of"
+    media.mkdir(parents=True)
+    (media / "them.txt").write_text("theirs")
+    (media / "them.txt").chmod(0o600)
+    compressed = tmp_path / "site.sql.gz"
+    compressed.write_bytes(gzip.compress(plain.read_bytes()))
+
+    restore(production, compressed, "--yes", f"--media={media.parent}")
+
+    assert "elsewhere" in users(production)
+    assert "here" not in users(production)
+    assert production.get("/media/of/them.txt").text == "theirs"
+    assert production.get(here).status_code == 404
+    query = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+    assert in_db(production, f'psql -tAc "{query}"') == b"app\n"
+    assert databases(production) == {"app", "postgres"}
+
+
+def databases(stack: Stack) -> set[str]:
+    """Return the names of the databases."""
+    query = "SELECT datname FROM pg_database WHERE NOT datistemplate"
+    return set(in_db(stack, f'psql -tAc "{query}"').decode().split())
+
+
+def test_a_dump_that_cannot_be_loaded_changes_nothing_and_another_one_can(
+    production: Stack, tmp_path: Path
+) -> None:
+    make_user(production, "elsewhere")
+    plain, custom = dumps(production, tmp_path)
+    make_user(production, "here")
+    started = [each.attrs["State"]["StartedAt"] for each in production.containers().values()]
+    broken = tmp_path / "broken.sql"
+    table = b"CREATE TABLE public.accounts_user "
+    for instead in (b"CREATE public.accounts_user ", rb"\! touch /tmp/escaped" + b"\n" + table):
+        text = plain.read_bytes()
+        assert text.count(table) == 1
+        broken.write_bytes(text.replace(table, instead))
+        done = ops(production, "restore", str(broken), "--yes")
+        assert done.returncode == 1
+        assert done.stderr.endswith("cannot be loaded, see above. Nothing was changed.\n")
+        assert "here" in users(production)
+    assert in_db(production, "ls /tmp") == b""
+    assert databases(production) == {"app", "postgres"}
+    now = [each.attrs["State"]["StartedAt"] for each in production.containers().values()]
+    assert sorted(now) == sorted(started)
+
+    restore(production, custom, "--yes")
+    assert "elsewhere" in users(production)
+    assert "here" not in users(production)
+
+
+@pytest.mark.long
+def test_a_site_that_does_not_start_with_a_dump_has_its_own_data_again(
+    production: Stack, tmp_path: Path
+) -> None:
+    plain, _ = dumps(production, tmp_path, "DELETE FROM django_migrations WHERE app = 'posts'")
+    make_user(production, "here")
+    here = upload(production, "here.txt", "here")
+    (tmp_path / "media").mkdir()
+    done = ops(production, "restore", str(plain), "--yes", f"--media={tmp_path / 'media'}")
+    assert done.returncode == 1
+    assert "already exists" in done.stdout
+    assert done.stderr.endswith(" The site has its former data again.\n")
+    assert "here" in users(production)
+    assert production.get(here).text == "here"
+
+
+def test_a_folder_that_is_in_no_volume_is_not_backed_up(
+    production: Stack, unchanged: None, tmp_path: Path
+) -> None:
+    production.set(BACKUP_PATHS="/srv/private,/srv/elsewhere")
+    done = ops(production, "backup", f"--to={tmp_path / 'backups'}")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Refused: BACKUP_PATHS in .env has /srv/elsewhere, which is in no volume of the service web in "
+        "compose.yaml.\n"
+    )
 
 
 def test_a_backup_is_restored_onto_an_empty_machine(production: Stack, tmp_path: Path) -> None:
