@@ -245,10 +245,10 @@ def folders() -> dict[str, str]:
     Failed when one of BACKUP_PATHS is in no volume.
     """
     services = json.loads(compose("--profile=run", "config", "--format=json"))["services"]
-    web = services["web"]
-    mounted = [Path(volume["target"]) for volume in web["volumes"]]
+    mounted = [Path(volume["target"]) for volume in services["web"]["volumes"]]
+    env = services["web"]["environment"]
     found = {"/srv/media": "media"}
-    for name in (web["environment"].get("BACKUP_PATHS") or "").split(","):
+    for name in (env.get("BACKUP_PATHS") or "").split(","):
         if path := name.strip().rstrip("/"):
             if not any(Path(path).is_relative_to(target) for target in mounted):
                 raise Failed(
