@@ -134,7 +134,7 @@ def apply_everything(stack: Stack) -> None:
     stack.edit("compose.yaml", "      - proxy-temp:", f"{proxy}      - proxy-temp:")
     append(stack, "compose.yaml", volume)
     stack.edit("Dockerfile", "/srv/media", "/srv/media /srv/private")
-    (stack.folder / location.split()[1]).write_text(location)
+    (stack.folder / "nginx/locations" / location.split()[1]).write_text(location)
     readme = (stack.folder / "nginx/locations/README.md").read_text()
     (reports,) = re.findall(r"```nginx\n(.*?)```", readme, re.DOTALL)
     (stack.folder / "nginx/locations/reports.conf").write_text(reports)
