@@ -143,78 +143,75 @@ def test_what_was_backed_up_comes_back_and_what_came_later_does_not(
     assert private(production, "stat --format='%u %a' file") == "999 600\n"
 
 
-def test_database_and_media_of_another_site_take_the_place_of_what_is_here(
-    production: Stack, tmp_path: Path
-) -> None:
-    make_user(production, "elsewhere")
-    plain, _ = dumps(production, tmp_path)
-    make_user(production, "here")
-    here = upload(production, "here.txt", "here")
-    media = tmp_path / "media" / "of"
-    media.mkdir(parents=True)
-    (media / "them.txt").write_text("theirs")
-    (media / "them.txt").chmod(0o600)
-    compressed = tmp_path / "site.sql.gz"
-    compressed.write_bytes(gzip.compress(plain.read_bytes()))
-
-    restore(production, compressed, "--yes", f"--media={media.parent}")
-
-    assert "elsewhere" in users(production)
-    assert "here" not in users(production)
-    assert production.get("/media/of/them.txt").text == "theirs"
-    assert production.get(here).status_code == 404
-    query = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
-    assert in_db(production, f'psql -tAc "{query}"') == b"app\n"
-    assert databases(production) == {"app", "postgres"}
-
-
 def databases(stack: Stack) -> set[str]:
     """Return the names of the databases."""
     query = "SELECT datname FROM pg_database WHERE NOT datistemplate"
     return set(in_db(stack, f'psql -tAc "{query}"').decode().split())
 
 
-def test_a_dump_that_cannot_be_loaded_changes_nothing_and_another_one_can(
+def test_another_sites_database_and_media_are_taken_over_whole_or_not_at_all(
     production: Stack, tmp_path: Path
 ) -> None:
-    make_user(production, "elsewhere")
-    plain, custom = dumps(production, tmp_path)
-    make_user(production, "here")
-    started = [each.attrs["State"]["StartedAt"] for each in production.containers().values()]
-    broken = tmp_path / "broken.sql"
+    make_user(production, "their-user")
+    plain, _ = dumps(production, tmp_path)
+    make_user(production, "our-user")
+    ours = upload(production, "ours.txt", "ours")
+    media = tmp_path / "media" / "of"
+    media.mkdir(parents=True)
+    (media / "them.txt").write_text("theirs")
+    (media / "them.txt").chmod(0o600)
+
+    broken, text = tmp_path / "broken.sql", plain.read_bytes()
     table = b"CREATE TABLE public.accounts_user "
-    for instead in (b"CREATE public.accounts_user ", rb"\! touch /tmp/escaped" + b"\n" + table):
-        text = plain.read_bytes()
-        assert text.count(table) == 1
+    assert text.count(table) == 1
+    started = [each.attrs["State"]["StartedAt"] for each in production.containers().values()]
+    for instead in (b"CREATE public.accounts_user ", b"\\! touch /tmp/escaped\n" + table):
         broken.write_bytes(text.replace(table, instead))
         done = ops(production, "restore", str(broken), "--yes")
         assert done.returncode == 1
         assert done.stderr.endswith("cannot be loaded, see above. Nothing was changed.\n")
-        assert "here" in users(production)
     assert in_db(production, "ls /tmp") == b""
     assert databases(production) == {"app", "postgres"}
+    assert "our-user" in users(production)
     now = [each.attrs["State"]["StartedAt"] for each in production.containers().values()]
     assert sorted(now) == sorted(started)
 
-    restore(production, custom, "--yes")
-    assert "elsewhere" in users(production)
-    assert "here" not in users(production)
+    compressed = tmp_path / "site.sql.gz"
+    compressed.write_bytes(gzip.compress(text))
+    restore(production, compressed, "--yes", f"--media={media.parent}")
+    assert "their-user" in users(production)
+    assert "our-user" not in users(production)
+    assert production.get("/media/of/them.txt").text == "theirs"
+    assert production.get(ours).status_code == 404
+    query = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
+    assert in_db(production, f'psql -tAc "{query}"') == b"app\n"
+    assert databases(production) == {"app", "postgres"}
 
 
 @pytest.mark.long
 def test_a_site_that_does_not_start_with_a_dump_has_its_own_data_again(
     production: Stack, tmp_path: Path
 ) -> None:
-    plain, _ = dumps(production, tmp_path, "DELETE FROM django_migrations WHERE app = 'posts'")
-    make_user(production, "here")
-    here = upload(production, "here.txt", "here")
+    # The first cannot be migrated.
+    forget = "DELETE FROM django_migrations WHERE app = 'posts'"
+    make_user(production, "their-second-user")
+    _, bad = dumps(production, tmp_path, forget)
+    (tmp_path / "good").mkdir()
+    _, good = dumps(production, tmp_path / "good")
+    make_user(production, "our-second-user")
+    ours = upload(production, "ours.txt", "ours")
     (tmp_path / "media").mkdir()
-    done = ops(production, "restore", str(plain), "--yes", f"--media={tmp_path / 'media'}")
+    done = ops(production, "restore", str(bad), "--yes", f"--media={tmp_path / 'media'}")
     assert done.returncode == 1
-    assert "already exists" in done.stdout
+    assert "posts.0001_initial" in done.stdout
     assert done.stderr.endswith(" The site has its former data again.\n")
-    assert "here" in users(production)
-    assert production.get(here).text == "here"
+    assert "our-second-user" in users(production)
+    assert production.get(ours).text == "ours"
+
+    restore(production, good, "--yes")
+    assert "their-second-user" in users(production)
+    assert "our-second-user" not in users(production)
+    assert production.get(ours).text == "ours"
 
 
 def test_a_folder_that_is_in_no_volume_is_not_backed_up(
