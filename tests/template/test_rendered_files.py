@@ -110,9 +110,11 @@ stack/__init__.py
 stack/activity.py
 stack/apps.py
 stack/brokers/__init__.py
+stack/brokers/other.py
 stack/brokers/rabbitmq.py
 stack/brokers/redis.py
 stack/brokers/redis_transport.py
+stack/brokers/zookeeper_transport.py
 stack/cache.py
 stack/celery/__init__.py
 stack/celery/consumer.py

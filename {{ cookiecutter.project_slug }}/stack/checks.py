@@ -244,6 +244,41 @@ def outbox_is_scheduled(**kwargs: object) -> list[Error]:
     ]
 
 
+# What to add to pyproject.toml, where that is not Celery's or kombu's extra of the same name.
+PACKAGES = {
+    "cache": '"pymemcache"',
+    "db": '"sqlalchemy", and for PostgreSQL begin with db+postgresql+psycopg://',
+    "django-db": '"django-celery-results", and "django_celery_results" to INSTALLED_APPS',
+    "kafka": '"kombu[confluentkafka]"',
+}
+
+
+@register()
+def broker_and_results_are_installed(**kwargs: object) -> list[Error]:
+    """Return an error when a package is missing for the broker or for the result backend."""
+    errors = []
+    for setting, library, load in (
+        ("CELERY_BROKER_URL", "kombu", lambda: current_app.connection_for_write().transport),
+        ("CELERY_RESULT_BACKEND", "celery", lambda: current_app.backend),
+    ):
+        kind = brokers.scheme(getattr(settings, setting, None) or "")
+        try:
+            load()
+        except (ImportError, RuntimeError) as error:  # the second: a model not in INSTALLED_APPS
+            sentence = " ".join(str(error).split())
+            package = PACKAGES.get(kind, f'"{library}[{kind.lower()}]"')
+            errors.append(
+                Error(
+                    f'{setting} begins with "{kind}", for which something is missing: {sentence}',
+                    hint=f"In pyproject.toml add {package}, and compile: docs/dependencies.md.",
+                    id="stack.E007",
+                )
+            )
+        except Exception:  # noqa: S112  # it is installed, and does not answer now
+            continue
+    return errors
+
+
 @register("queues", Tags.database)  # with "migrate" and "check --tag queues": it asks the broker
 def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
     """Return a warning for each queue that holds tasks and is not in QUEUES."""
@@ -252,7 +287,7 @@ def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
     try:
         with queues.connect() as connection:
             found = queues.stranded(connection)
-    except OperationalError:
+    except OperationalError, ImportError:  # the second: stack.E007
         sentence = "The broker does not answer: it may hold tasks in queues that are not in QUEUES."
         return [Info(sentence, id="stack.I001")]
     return [

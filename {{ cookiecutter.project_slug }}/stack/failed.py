@@ -9,6 +9,8 @@ from . import logs
 from .celery.results import Results
 from .celery.task import forget_redeliveries
 
+ONLY_REDIS = "Failed tasks are known only if the results are in Redis."
+
 
 def not_run(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """Return id and name of each task that was to run after one that failed, in their order."""

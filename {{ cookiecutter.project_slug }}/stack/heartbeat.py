@@ -7,6 +7,8 @@ from pathlib import Path
 from celery import current_app
 from kombu import Connection
 
+from . import brokers
+
 FILE = Path("/tmp/heartbeat")
 BROKER = Path("/tmp/broker")
 
@@ -19,6 +21,8 @@ def write_broker(**kwargs: object) -> None:
 def address(url: str) -> str:
     """Return a line with the host and the port of a broker, and "tls" or "plain"."""
     connection = Connection(url, ssl=current_app.conf.broker_use_ssl)
+    if not connection.hostname:  # a service that is the same for all
+        return brokers.current().address(connection)
     transport, tls = connection.transport, bool(connection.ssl)
     default = (tls and getattr(transport, "default_ssl_port", None)) or transport.default_port
     return f"{connection.hostname} {connection.port or default} {'tls' if tls else 'plain'}\n"

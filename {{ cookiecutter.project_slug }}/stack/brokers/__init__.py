@@ -6,6 +6,9 @@ Each module defines
 - `queue(name)`: the queue as senders and workers declare it,
 - `transport_options(visibility_timeout, patience)`: kombu's options, both in seconds,
 - `EVENT_OPTIONS`: what differs from them on a worker's connection for events,
+- `REMOTE_CONTROL`: whether workers can be asked, and send events,
+- `address(connection)`, in `other` only: host and port when CELERY_BROKER_URL names none,
+- `mark_redelivered(message)`: marks a message that is redelivered, where it does not say so by itself,
 - `check_capacity()`: raises kombu's OperationalError when the broker is known to refuse new tasks,
 - `result_database()`: the number of the database of results if an acknowledgement can store one, or None,
 - `is_full()`: whether it is now; may raise OperationalError when the broker cannot be asked,
@@ -13,7 +16,8 @@ Each module defines
 - `AGE_UNKNOWN`: one sentence that says why not, "" when it is,
 - `held(connection)`: how many tasks each queue of the broker holds, also a queue that the project no
   longer has; without those that workers have taken, or soon after,
-- `exists(channel, queue)`: whether the broker knows a queue,
+- `exists(channel, queue)`: whether the broker knows a queue; ValueError, with one sentence, when tasks
+  cannot be moved,
 - `move_tasks(channel, old, new)`: moves all tasks from one queue to another, the oldest first; yields how
   many after each step. A task is always in one of the two, also when this process is killed.
 """
@@ -24,6 +28,7 @@ from typing import Any
 
 from celery import current_app
 from django.core.exceptions import ImproperlyConfigured
+from kombu.transport import TRANSPORT_ALIASES
 
 MODULES = {
     "redis": "redis",
@@ -31,20 +36,25 @@ MODULES = {
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
     "pyamqp": "rabbitmq",
-}
+}  # "other" for what else kombu knows
 # Of a task, as it is stored with an acknowledgement: database, key, seconds until it expires, value.
 Result = tuple[int, str, int, str]
 
 
+def scheme(url: str) -> str:
+    """Return the name that kombu has for a kind of broker, such as "sqs"."""
+    return url.partition("://")[0].partition("+")[0]
+
+
 @functools.cache
 def module(url: str) -> Any:
-    """Return the module for the broker at `url`; ImproperlyConfigured when there is none."""
-    scheme = url.partition("://")[0]
-    if scheme not in MODULES:
+    """Return the module for the broker at `url`; ImproperlyConfigured when kombu knows no such one."""
+    kind = scheme(url)
+    if kind not in MODULES and kind not in TRANSPORT_ALIASES:
         raise ImproperlyConfigured(
-            f'CELERY_BROKER_URL starts with "{scheme}"; supported are {", ".join(MODULES)}.'
+            f'CELERY_BROKER_URL starts with "{kind}", and kombu knows no such broker: see docs/broker.md.'
         )
-    return import_module(f".{MODULES[scheme]}", __name__)
+    return import_module(f".{MODULES.get(kind, 'other')}", __name__)
 
 
 def current() -> Any:

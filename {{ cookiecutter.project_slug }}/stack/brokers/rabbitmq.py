@@ -154,6 +154,11 @@ def check_capacity() -> None:
 
 # A worker must not wait for the broker to confirm what only Flower reads.
 EVENT_OPTIONS: dict[str, object] = {"confirm_publish": False, "on_blocked": None}
+REMOTE_CONTROL = True
+
+
+def mark_redelivered(message: Any) -> None:
+    """Do nothing: RabbitMQ marks it."""
 
 
 def redeliver() -> State:

@@ -24,6 +24,7 @@ if OWN_TRANSPORT:
         TRANSPORT_ALIASES[scheme] = "stack.brokers.redis_transport:Transport"
 
 EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
+REMOTE_CONTROL = True
 
 
 def queue(name: str) -> Queue:
@@ -53,6 +54,10 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         "socket_timeout": min(patience, 5),
         "socket_keepalive": True,
     }
+
+
+def mark_redelivered(message: Any) -> None:
+    """Do nothing: the transport marks it."""
 
 
 CAPACITY = 0.9  # of Redis' memory is for producers; the workers need the rest, for their own notes
@@ -102,9 +107,9 @@ def result_database() -> int | None:
     """Return the number of the results' database if it is in the same Redis, and the transport ours."""
     messages, results = (
         urlsplit(url)._replace(path="")
-        for url in (current_app.conf.broker_url, current_app.conf.result_backend)
+        for url in (current_app.conf.broker_url, current_app.conf.result_backend or "")
     )
-    path = urlsplit(current_app.conf.result_backend).path.strip("/") or "0"
+    path = urlsplit(current_app.conf.result_backend or "").path.strip("/") or "0"
     return int(path) if OWN_TRANSPORT and messages == results and path.isdigit() else None
 
 

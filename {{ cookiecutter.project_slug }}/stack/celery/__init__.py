@@ -33,7 +33,7 @@ class Celery(celery.Celery):
         """Create the app, with the arguments of Celery's own class."""
         super().__init__(*args, **options)
         self.add_defaults(defaults.for_settings)
-        self.on_after_configure.connect(defaults.add_routes)
+        self.on_after_configure.connect(defaults.complete)
         # Has no setting: Celery's own results, with what ./manage.py failed needs.
         self.loader.override_backends = dict.fromkeys(
             ["redis", "rediss"], "stack.celery.results:Results"

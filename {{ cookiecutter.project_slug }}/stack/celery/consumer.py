@@ -116,8 +116,10 @@ class Consumer(consumer.Consumer):
         A body or headers of another form than a task's would end the worker, and the next one, too.
         """
         take = super().create_task_handler(*args, **kwargs)
+        mark_redelivered = brokers.current().mark_redelivered
 
         def check_and_take(message: Message) -> None:
+            mark_redelivered(message)
             error = unreadable(message)
             if error is None:
                 take(message)

@@ -27,8 +27,15 @@ def for_settings() -> dict[str, Any]:
     }
 
 
-def add_routes(source: Any, **kwargs: object) -> None:
-    """Route tasks of an app with a queue's name to that queue, after the project's own routes."""
+def complete(source: Any, **kwargs: object) -> None:
+    """
+    Add to those of the project's settings that would replace all of the stack's.
+
+    Tasks of an app with a queue's name go to that queue, after the project's own routes; options of the
+    broker hold that the project does not set.
+    """
+    options = everything()["broker_transport_options"]
+    source.broker_transport_options = options | source.broker_transport_options
     own = source.task_routes or []
     by_name = {f"{name}.*": {"queue": name} for name in settings.QUEUES}
     source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
@@ -100,7 +107,8 @@ def everything() -> dict[str, Any]:
         "control_queue_durable": True,
         # Events are what Flower shows.
         # https://docs.celeryq.dev/en/stable/userguide/monitoring.html#events
-        "worker_send_task_events": True,
+        "worker_send_task_events": broker.REMOTE_CONTROL,
+        "worker_enable_remote_control": broker.REMOTE_CONTROL,
         "worker_consumer": "stack.celery.consumer:Consumer",
         # Broker
         "broker_use_ssl": verified(settings.CELERY_BROKER_URL),

@@ -13,7 +13,9 @@ from typing import Any
 from celery import current_app, states
 from celery.app import trace
 from celery.app.task import Context, get_actual_ignore_result  # type: ignore[attr-defined]
+from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend
+from celery.backends.rpc import RPCBackend
 
 from stack import activity, brokers, logs
 
@@ -22,6 +24,15 @@ from .task import Task
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
 KEPT = 1000
 LARGEST = 4096  # characters of a result; a larger one would delay what else the main process does
+
+
+def why_unknown(backend: object) -> str:
+    """Return why this process cannot look up the result of any task, or ""."""
+    if isinstance(backend, RPCBackend):
+        return "With rpc:// only who sent a task receives its result."
+    if isinstance(backend, DisabledBackend):
+        return "No results are kept: CELERY_RESULT_BACKEND names no place for them."
+    return ""
 
 
 class HandedOver(str):

@@ -63,10 +63,10 @@ def check_page(host: str, port: int, path: str) -> None:
         connection.close()
 
 
-def failures(backend: object) -> list[dict[str, object]]:
-    """Return the last tasks that failed, the newest first; none without the stack's result backend."""
+def failures(backend: object) -> list[dict[str, object]] | None:
+    """Return the last tasks that failed, the newest first; None when only Redis would know them."""
     if not isinstance(backend, Results):
-        return []
+        return None
     return [
         {
             "id": task_id,

@@ -23,7 +23,7 @@ from django.views.decorators.http import require_GET, require_POST, require_safe
 from kombu.exceptions import OperationalError
 
 from stack import failed
-from stack.celery.results import Results
+from stack.celery.results import Results, why_unknown
 from stack.tasks import sample
 
 from .live import SERVICES, live
@@ -54,10 +54,12 @@ def staff_in_production(view: View) -> View:
 @staff_in_production
 async def index(request: HttpRequest) -> HttpResponse:
     """Show each service, and each queue with its buttons; the stream brings the figures."""
+    has_failed = isinstance(current_app.backend, Results)
     context = {
         "name": settings.PROJECT_NAME,
         "queues": settings.QUEUES,
         "services": SERVICES,
+        "failures_unknown": "Unknown" if has_failed else failed.ONLY_REDIS,
         "schedule": [
             (name, entry["task"], when(entry["schedule"]))
             for name, entry in current_app.conf.beat_schedule.items()
@@ -85,7 +87,7 @@ async def send(request: HttpRequest) -> JsonResponse:
     """
     Send the sample task to the form's queue, with "fail" in the form a failing one.
 
-    Returns 202 with its id, 400 for an unknown queue.
+    Returns 202 with its id, and why it cannot be followed or ""; 400 for an unknown queue.
     """
     queue = request.POST.get("queue")
     if queue not in settings.QUEUES:
@@ -93,7 +95,14 @@ async def send(request: HttpRequest) -> JsonResponse:
     result = await sync_to_async(sample.apply_async, thread_sensitive=False)(
         kwargs={"fail": "fail" in request.POST}, queue=queue
     )
-    return JsonResponse({"id": result.id}, status=202)
+    return sent(result.id)
+
+
+def sent(task_id: str, follow: bool = True) -> JsonResponse:
+    """Return 202 with the id of a task, and whether its result can be looked up, or why not."""
+    why_not = why_unknown(current_app.backend)
+    answer = {"id": task_id, "follow": follow and not why_not, "why_not": why_not}
+    return JsonResponse(answer, status=202)
 
 
 def when(schedule: Any) -> str:
@@ -123,17 +132,18 @@ async def retry(request: HttpRequest) -> JsonResponse:
 def send_again(task_id: str) -> str:
     """Send a failed task again, as ./manage.py failed --retry does; return why not, or ""."""
     backend = current_app.backend
-    assert isinstance(backend, Results)  # noqa: S101
+    if not isinstance(backend, Results):
+        return failed.ONLY_REDIS
     meta = backend.get_task_meta(task_id)
     if meta["status"] != states.FAILURE or not meta.get("name"):
         return "This task is not a failed one any more."
     if reason := failed.why_not(task_id, meta):
         return reason
     try:
-        sent = failed.send(backend, task_id, meta)
+        is_sent = failed.send(backend, task_id, meta)
     except OperationalError as error:
         return str(error)
-    return "" if sent else "It has been sent again already."
+    return "" if is_sent else "It has been sent again already."
 
 
 @require_POST
@@ -148,7 +158,7 @@ async def run(request: HttpRequest) -> JsonResponse:
     result = await sync_to_async(task.apply_async, thread_sensitive=False)(
         entry.get("args"), entry.get("kwargs"), **(entry.get("options") or {})
     )
-    return JsonResponse({"id": result.id, "follow": not task.ignore_result}, status=202)
+    return sent(result.id, follow=not task.ignore_result)
 
 
 @require_safe

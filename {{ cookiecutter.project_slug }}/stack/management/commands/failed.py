@@ -30,7 +30,7 @@ class Command(BaseCommand):
         """Raise CommandError for an unknown id, and when the broker or the result backend is unavailable."""
         backend = current_app.backend
         if not isinstance(backend, Results):
-            raise CommandError("Failed tasks are known only if the results are in Redis.")
+            raise CommandError(failed.ONLY_REDIS)
         try:
             tasks = backend.failed()
             if retry is None:

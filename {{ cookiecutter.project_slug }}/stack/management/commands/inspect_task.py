@@ -1,8 +1,7 @@
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-import redis
 from celery import current_app, states
 from celery.app.task import Context
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -10,6 +9,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from stack import logs
+from stack.celery.results import why_unknown
 from stack.management import table
 
 # What a worker says of a task that it has.
@@ -22,6 +22,12 @@ UNKNOWN = (
     "No worker has it and there is no result: it waits in its queue, its result has expired, or"
     " there never was such a task."
 )
+
+NOT_ASKED = (
+    "There is no result, and with this broker no worker can be asked: it waits in its queue, it runs, its"
+    " result has expired, or there never was such a task."
+)
+NO_RESULT = {"status": states.PENDING, "result": None}
 
 
 class Command(BaseCommand):
@@ -38,13 +44,15 @@ class Command(BaseCommand):
 
     def handle(self, *args: object, task_id: str, **options: object) -> None:
         """Raise CommandError when the broker or the result backend is unavailable."""
+        asked = current_app.conf.worker_enable_remote_control
+        unknown = why_unknown(current_app.backend)
         try:
-            found = current_app.control.inspect().query_task(task_id) or {}
+            found = (current_app.control.inspect().query_task(task_id) or {}) if asked else {}
         except OperationalError as error:
             raise CommandError("The broker does not answer: docker compose ps broker") from error
         try:
-            meta = current_app.backend.get_task_meta(task_id)
-        except redis.RedisError as error:
+            meta = NO_RESULT if unknown else current_app.backend.get_task_meta(task_id)
+        except Exception as error:  # whatever the library of the result backend raises
             raise CommandError("The results cannot be read: docker compose ps") from error
         at_worker = [tasks[task_id] for tasks in found.values() if task_id in tasks]
         rows = result_rows(meta)
@@ -53,7 +61,7 @@ class Command(BaseCommand):
         for line in table.lines(rows.items()):
             self.stdout.write(line)
         if meta["status"] == states.PENDING and not at_worker:
-            self.stdout.write(UNKNOWN)
+            self.stdout.write(unknown or (UNKNOWN if asked else NOT_ASKED))
         if meta.get("traceback"):
             self.stdout.write(f"\n{meta['traceback'].rstrip()}")
 
@@ -77,7 +85,8 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
     if meta.get("request_id"):
         rows["request"] = meta["request_id"]
     if meta.get("date_done"):
-        rows["ended"] = moment(datetime.fromisoformat(meta["date_done"]))
+        ended = datetime.fromisoformat(str(meta["date_done"]))  # text in Redis, a date in databases
+        rows["ended"] = moment(ended if ended.tzinfo else ended.replace(tzinfo=UTC))
     if isinstance(result, BaseException):
         rows["error"] = f"{type(result).__name__}: {result}"
     elif state == states.SUCCESS:

@@ -31,6 +31,10 @@ class Command(BaseCommand):
             raise CommandError(f'There is no task "{task}", but {known}.')
         if not re.fullmatch(r"0|\d+(\.\d+)?/[smh]", rate):
             raise CommandError(f'"{rate}" is no rate: 10/s, 10/m or 10/h is, or 0 for no limit.')
+        if not current_app.conf.worker_enable_remote_control:
+            raise CommandError(
+                "With this broker no worker can be told: set rate_limit= in the task."
+            )
         try:
             # A busy worker may take a while; when as many as compose.yaml has replied, it is over.
             # On a connection of its own: what still waits there would take the replies that follow.

@@ -149,7 +149,7 @@ function showFailures(found) {
     return; // a button that has the focus keeps it
   }
   shown = text;
-  noFailures.textContent = found ? "No task has failed." : "Unknown";
+  noFailures.textContent = found ? "No task has failed." : noFailures.dataset.unknown;
   noFailures.hidden = Boolean(found?.length);
   failures.replaceChildren(
     ...(found ?? []).map((task) => {
@@ -198,9 +198,9 @@ async function run(form, body) {
   advance(0, "running");
   report("running", "Sending");
   try {
-    const { id, follow = true } = await request(form.action, { method: "POST", body });
+    const { id, follow = true, why_not } = await request(form.action, { method: "POST", body });
     if (!follow) {
-      return report("up", "Sent");
+      return report("up", why_not ? `Sent. ${why_not}` : "Sent");
     }
     for (let looks = 0; ; looks++) {
       await new Promise((wake) => setTimeout(wake, looks < 50 ? 300 : 1500));
