@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "config/settings.py", '    "stack",\n', '    "stack",\n    "django_celery_results",\n'
         )
         stack.compose("build", "migrate", "zookeeper")
-        stack.set(TASK_TIME_LIMIT=10)  # seconds
+        # The container of the first is needed for rpc:// only.
+        stack.set(BROKER="rabbitmq", TASK_TIME_LIMIT=10)
         yield stack
     finally:
         stack.remove()
@@ -47,7 +49,7 @@ def use(stack: Stack, *services: str, **settings: str) -> None:
     """Start web and the workers with these settings, and what they need beside them."""
     results = f"redis://:{stack.settings['CACHE_PASSWORD']}@cache:6379/1"
     stack.close_shell()
-    stack.set(**{"BROKER": "redis", "CELERY_RESULT_BACKEND": results} | settings)
+    stack.set(**{"CELERY_RESULT_BACKEND": results} | settings)
     if services:
         stack.compose("up", "--detach", *services)
     stack.compose("up", "--detach", "--wait", "web-a", *WORKERS)
@@ -75,6 +77,14 @@ def visit(stack: Stack, method: str, path: str, **data: str) -> str:
         "client = Client(); client.force_login(user);"
         f"print(client.{method}('/status/{path}', {data}).content.decode())"
     )
+
+
+def accepted(stack: Stack, queue: str) -> str:
+    """Return the id of a sample task; "" when the broker did not accept it."""
+    try:
+        return stack.send(queue, steps=1)
+    except AssertionError:
+        return ""
 
 
 def failing(stack: Stack) -> str:
@@ -139,15 +149,19 @@ def test_on_sqs_the_commands_do_what_they_can_and_say_what_they_cannot(sqs: Stac
 
 def test_on_sqs_the_dashboard_shows_it(sqs: Stack) -> None:
     code = (
-        "import json; from stack import queues;"
-        "from stack.dashboard.live import live, message;"
-        "import asyncio\n"
+        "import asyncio; from stack.dashboard.live import live\n"
         "async def look():\n"
         "    async for event in live.listen():\n"
-        "        if 'data: ' in event: return event\n"
+        "        if 'data: ' in event:\n"
+        "            return event\n"
         "print(asyncio.run(look()))"
     )
-    event = json.loads(sqs.python(code).partition("data: ")[2])
+
+    def seen() -> dict[str, Any]:
+        event = json.loads(sqs.python(code).partition("data: ")[2])
+        return event if event["services"]["broker"] is not None else {}
+
+    event = wait_for("an answer of the broker", seen)
     assert event["services"]["broker"] is True
     assert event["queues"]["crawl"]["waiting"] == {"tasks": 0, "oldest": None}
     assert event["queues"]["crawl"]["workers"]["up"] == 1
@@ -166,5 +180,84 @@ def test_on_sqs_an_outage_is_seen_and_workers_outlive_it(sqs: Stack) -> None:
 
 
 def test_the_watchdog_finds_sqs_in_its_region(sqs: Stack) -> None:
-    code = "from stack.heartbeat import address; print(address('sqs://key:secret@'))"
-    sqs.python(f"import os; os.environ['AWS_DEFAULT_REGION'] = 'eu-west-3'; {code}")
+    region = "import os; os.environ['AWS_DEFAULT_REGION'] = 'eu-west-3'"
+    code = f"{region}; from stack.heartbeat import address; print(address('sqs://'))"
+    assert sqs.python(code) == "sqs.eu-west-3.amazonaws.com 443 tls"
+
+
+# Zookeeper ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zookeeper(stack: Stack) -> Iterator[Stack]:
+    """The stack with Zookeeper."""
+    use(stack, "zookeeper", CELERY_BROKER_URL="zookeeper://zookeeper:2181/shop")
+    yield stack
+    stack.compose("rm", "--stop", "--force", "zookeeper")
+
+
+def test_on_zookeeper_each_queues_tasks_are_run_by_its_own_worker(zookeeper: Stack) -> None:
+    for queue in QUEUES:
+        task = zookeeper.send(queue, steps=1)
+        assert zookeeper.result(task) == f"Done by {queue}@{zookeeper.slug}."
+    zookeeper.manage("check")
+
+
+def test_on_zookeeper_readyz_leaves_no_session_behind(zookeeper: Stack) -> None:
+    """The server accepts 60 from one address."""
+    code = (
+        "from stack.health import check_broker\n"
+        "for _ in range(70): check_broker()\n"
+        "print('all')"
+    )
+    assert zookeeper.python(code) == "all"
+    assert ready(zookeeper) == UP
+
+
+def test_on_zookeeper_workers_wait_for_it(zookeeper: Stack) -> None:
+    server = zookeeper.containers()["zookeeper"]
+    server.stop()
+    assert ready(zookeeper)["broker"] == "down"
+    worker = zookeeper.containers()["worker-crawl"]
+    before = worker.logs().count(b"Cannot connect")
+    worker.restart()
+    wait_for("it says so", lambda: worker.logs().count(b"Cannot connect") > before)
+    server.start()
+    # One that was there all the time, and one that began without a broker.
+    for queue in ("default", "crawl"):
+        task = wait_for("it is accepted", lambda: accepted(zookeeper, queue))
+        assert zookeeper.result(task) == f"Done by {queue}@{zookeeper.slug}."
+    assert {zookeeper.containers()[name].attrs["RestartCount"] for name in WORKERS} == {0}
+
+
+# Results ------------------------------------------------------------------------------------------
+
+ONLY_REDIS = "Failed tasks are known only if the results are in Redis."
+RPC = "With rpc:// only who sent a task receives its result."
+
+
+@pytest.mark.parametrize("name", ["rpc", "memcached", "sqlalchemy", "django-db"])
+def test_results_are_elsewhere(stack: Stack, name: str) -> None:
+    settings = stack.settings
+    urls = {
+        "rpc": "rpc://",
+        "memcached": "cache+memcached://memcached:11211/",
+        "sqlalchemy": f"db+postgresql+psycopg://app:{settings['POSTGRES_PASSWORD']}@db/app",
+        "django-db": "django-db",
+    }
+    broker = f"amqp://app:{settings['BROKER_PASSWORD']}@broker:5672//"
+    services = ["memcached"] if name == "memcached" else []
+    use(stack, *services, CELERY_BROKER_URL=broker, CELERY_RESULT_BACKEND=urls[name])
+    stack.manage("check")
+    assert "SUCCESS" in stack.manage("sample", *QUEUES)
+    task = failing(stack)
+    shown = stack.manage("inspect_task", task)
+    assert (RPC if name == "rpc" else "SampleError: This task was sent to fail.") in shown
+    assert ONLY_REDIS in stack.manage("failed", check=False)
+    assert ONLY_REDIS in visit(stack, "get", "")
+    assert json.loads(visit(stack, "post", "retry/", id=task)) == {"error": ONLY_REDIS}
+    sent = json.loads(visit(stack, "post", "sample/", queue="crawl"))
+    assert (sent["follow"], sent["why_not"]) == ((False, RPC) if name == "rpc" else (True, ""))
+    if sent["follow"]:
+        path = f"sample/{sent['id']}/"
+        wait_for("it is done", lambda: "Done by crawl" in visit(stack, "get", path))

@@ -44,7 +44,10 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
     `visibility_timeout`: seconds after which a message that nobody acknowledged is redelivered. It must
     exceed the longest task. `patience`: seconds that a process waits for its first connection.
     """
-    options: dict[str, object] = {"visibility_timeout": min(visibility_timeout, LONGEST)}
+    options: dict[str, object] = {
+        "visibility_timeout": min(visibility_timeout, LONGEST),
+        "connect_retries_timeout": patience,
+    }
     if SCHEME.lower() == "sqs":
         options |= {
             "wait_time_seconds": 10,  # of one request, which a message ends

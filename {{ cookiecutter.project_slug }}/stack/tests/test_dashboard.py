@@ -2,11 +2,13 @@ from typing import Any
 
 import pytest
 from celery import current_app
+from celery.backends.base import DisabledBackend
 from celery.schedules import crontab
+from django.core.management import CommandError, call_command
 from django.test import Client
 from django.urls import include, path
 
-from stack import activity
+from stack import activity, failed
 from stack.dashboard.live import PAGES, Probe, failures, message
 from stack.dashboard.views import when
 from stack.tasks import sample
@@ -77,7 +79,7 @@ def failed_sample() -> str:
 
 def test_a_failed_task_is_shown_counted_and_sent_again(admin_client: Client, worker) -> None:
     task = failed_sample()
-    first = failures(current_app.backend)[0]
+    first = (failures(current_app.backend) or [])[0]
     assert (first["id"], first["task"], first["queue"]) == (task, sample.name, "default")
     assert (first["error"], first["why_not"]) == ("SampleError: This task was sent to fail.", "")
     workers, _ = activity.read(["default"])
@@ -87,7 +89,7 @@ def test_a_failed_task_is_shown_counted_and_sent_again(admin_client: Client, wor
     assert (answer.status_code, answer.json()) == (202, {"id": task, "follow": False})
 
     def failed_again() -> bool:
-        found = {row["id"]: row["at"] for row in failures(current_app.backend)}
+        found = {row["id"]: row["at"] for row in failures(current_app.backend) or []}
         return found.get(task, first["at"]) != first["at"]
 
     wait_for(failed_again)
@@ -109,6 +111,31 @@ def test_an_entry_of_the_schedule_is_sent_now(admin_client: Client, worker, monk
     result = current_app.AsyncResult(sent.json()["id"]).get(timeout=120)
     assert result.startswith("Done by ")
     assert admin_client.post("/status/run/", {"name": "never"}).status_code == 404
+
+
+@pytest.fixture
+def no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app that keeps no results."""
+    app: Any = current_app._get_current_object()
+    monkeypatch.setattr(app, "_backend_cache", DisabledBackend(app=app))
+
+
+def test_without_results_the_page_says_what_it_cannot_know(
+    no_results: None, admin_client: Client, worker
+) -> None:
+    assert failures(current_app.backend) is None
+    assert failed.ONLY_REDIS in admin_client.get("/status/").content.decode()
+    answer = admin_client.post("/status/retry/", {"id": "00000000-0000-0000-0000-000000000000"})
+    assert (answer.status_code, answer.json()) == (409, {"error": failed.ONLY_REDIS})
+    sent = admin_client.post("/status/sample/", {"queue": "default"}).json()
+    assert (sent["follow"], sent["why_not"][:20]) == (False, "No results are kept:")
+
+
+def test_without_results_the_commands_say_so(no_results: None, worker, capsys) -> None:
+    with pytest.raises(CommandError, match=failed.ONLY_REDIS):
+        call_command("failed")
+    call_command("inspect_task", "00000000-0000-0000-0000-000000000000")
+    assert "No results are kept:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

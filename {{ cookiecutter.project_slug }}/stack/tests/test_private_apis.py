@@ -22,7 +22,7 @@ from django.core.cache import caches
 from django.db.backends.postgresql.base import DatabaseWrapper
 from gunicorn.arbiter import Arbiter
 from kombu import common
-from kombu.transport import redis
+from kombu.transport import redis, zookeeper
 from redis._parsers import _RESP3Parser
 from uvicorn import Config, Server
 from uvicorn_worker import UvicornWorker
@@ -84,6 +84,8 @@ USED = [
     *[(redis.QoS, name, TRANSPORT) for name in QOS],
     (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/redis.py"),
     (kombu.transport, "TRANSPORT_ALIASES", "stack/brokers/rabbitmq.py"),
+    (zookeeper.Channel, "_open", "stack/brokers/zookeeper_transport.py"),
+    (zookeeper.Channel, "_client", "stack/brokers/zookeeper_transport.py"),
     (_RESP3Parser, "set_invalidation_push_handler", TRANSPORT),
     (DatabaseWrapper, "pool", "stack/database.py"),
     (DatabaseWrapper, "commit", "stack/middleware.py"),

@@ -1,5 +1,6 @@
 """A project overrides any setting of the stack, and what follows from it follows."""
 
+import ast
 import subprocess
 import sys
 
@@ -53,6 +54,24 @@ def show(override: str, value: str) -> str:
             "QUEUES = ['default', 'x']; CELERY_TASK_ROUTES = [{'y.*': 'x'}]",
             "app.amqp.router.route({}, 'y.tasks.z')['queue'].name",
             "x",
+        ),
+        (
+            "CELERY_BROKER_TRANSPORT_OPTIONS = {'visibility_timeout': 7}",
+            "[app.conf.broker_transport_options.get(name) for name in ('visibility_timeout', 'socket_timeout')]",
+            "[7, 5]",
+        ),
+        ("CELERY_BROKER_URL = 'sqs://'", "app.conf.worker_enable_remote_control", "False"),
+        ("CELERY_BROKER_URL = 'sqs://'", "app.conf.worker_send_task_events", "False"),
+        ("CELERY_BROKER_URL = 'memory://'", "app.conf.worker_enable_remote_control", "True"),
+        (
+            "CELERY_BROKER_URL = 'sqs://'; CELERY_WORKER_SEND_TASK_EVENTS = True",
+            "app.conf.worker_send_task_events",
+            "True",
+        ),
+        (
+            "CELERY_BROKER_URL = 'sqs://'; TASK_TIME_LIMIT = 90",
+            "app.conf.broker_transport_options['visibility_timeout']",
+            "180",
         ),
         (
             "CELERY_BROKER_URL = 'amqp://broker'",
@@ -130,10 +149,39 @@ def test_mails_go_to_the_server_in_env(
     assert show("", f"__import__('operator').attrgetter{attributes}({mail})") == expected
 
 
-def test_a_broker_without_a_module_is_refused() -> None:
+def test_a_broker_that_kombu_does_not_know_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        show("CELERY_BROKER_URL = 'sqs://'", "app.conf.task_queues")
-    assert 'CELERY_BROKER_URL starts with "sqs"' in failed.value.stderr
+        show("CELERY_BROKER_URL = 'nats://broker'", "app.conf.task_queues")
+    assert 'CELERY_BROKER_URL starts with "nats", and kombu knows no' in failed.value.stderr
+
+
+ERRORS = (
+    "[__import__('django').setup(), *[(error.id, error.msg, error.hint) for error in"
+    " __import__('stack.checks', fromlist=['x']).broker_and_results_are_installed()]][1:]"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "setting", "package"),
+    [
+        ("CELERY_BROKER_URL = 'sqs://'", "CELERY_BROKER_URL", '"kombu[sqs]"'),
+        ("CELERY_BROKER_URL = 'zookeeper://z'", "CELERY_BROKER_URL", '"kombu[zookeeper]"'),
+        ("CELERY_RESULT_BACKEND = 'cache+memcached://m/'", "CELERY_RESULT_BACKEND", "pymemcache"),
+        ("CELERY_RESULT_BACKEND = 'db+postgresql://d'", "CELERY_RESULT_BACKEND", "sqlalchemy"),
+        ("CELERY_RESULT_BACKEND = 'django-db'", "CELERY_RESULT_BACKEND", "django_celery_results"),
+    ],
+)
+def test_a_check_names_the_package_that_is_missing(
+    override: str, setting: str, package: str
+) -> None:
+    ((number, sentence, hint),) = ast.literal_eval(show(override, ERRORS))
+    assert number == "stack.E007"
+    assert sentence.startswith(setting)
+    assert package in hint
+
+
+def test_a_check_finds_no_package_missing() -> None:
+    assert show("", ERRORS) == "[]"
 
 
 def test_loading_the_settings_loads_no_celery() -> None:
