@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ from .stack import PRODUCTION, Stack, wait_for
 
 pytestmark = pytest.mark.long
 
-PACKAGES = (
-    "moto[server]==5.2.5 kombu[sqs,zookeeper] celery[memcache] sqlalchemy django-celery-results==2.6.0"
-)
+PACKAGES = "moto[server]==5.2.5 kombu[sqs,zookeeper] celery[memcache] sqlalchemy django-celery-results==2.6.0"
 WORKERS = ["worker-default", "worker-crawl", "worker-notify"]
 QUEUES = ["default", "crawl", "notify"]
 
@@ -205,11 +204,7 @@ def test_on_zookeeper_each_queues_tasks_are_run_by_its_own_worker(zookeeper: Sta
 
 def test_on_zookeeper_readyz_leaves_no_session_behind(zookeeper: Stack) -> None:
     """The server accepts 60 from one address."""
-    code = (
-        "from stack.health import check_broker\n"
-        "for _ in range(70): check_broker()\n"
-        "print('all')"
-    )
+    code = "from stack.health import check_broker\nfor _ in range(70): check_broker()\nprint('all')"
     assert zookeeper.python(code) == "all"
     assert ready(zookeeper) == UP
 
@@ -225,7 +220,7 @@ def test_on_zookeeper_workers_wait_for_it(zookeeper: Stack) -> None:
     server.start()
     # One that was there all the time, and one that began without a broker.
     for queue in ("default", "crawl"):
-        task = wait_for("it is accepted", lambda: accepted(zookeeper, queue))
+        task = wait_for("it is accepted", partial(accepted, zookeeper, queue))
         assert zookeeper.result(task) == f"Done by {queue}@{zookeeper.slug}."
     assert {zookeeper.containers()[name].attrs["RestartCount"] for name in WORKERS} == {0}
 
