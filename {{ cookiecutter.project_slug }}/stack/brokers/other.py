@@ -52,10 +52,10 @@ def transport_options(visibility_timeout: int, patience: int) -> dict[str, objec
         options |= {
             "wait_time_seconds": 10,  # of one request, which a message ends
             "polling_interval": 0.1,  # seconds until the next; also a busy worker's, until it looks again
-            # kombu waits for an answer in the worker's event loop, and boto3's own limits are minutes.
+            # boto3's own limits are minutes. Flower and a shell wait for a message longer than 10 s.
             "client-config": {
                 "connect_timeout": min(patience, 5),
-                "read_timeout": min(patience, 5),
+                "read_timeout": patience,
                 "retries": {"total_max_attempts": 2},
             },
         }
