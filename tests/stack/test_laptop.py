@@ -366,6 +366,22 @@ def test_a_source_that_cannot_be_written_is_named(laptop: Stack) -> None:
     assert "Set DEV_UID=4242 in .env" in printed
 
 
+@pytest.mark.usefixtures("restored")
+def test_folders_that_cannot_be_read_keep_no_worker_from_its_changes(laptop: Stack) -> None:
+    for name in "abcdefgh":  # the first one ends a search, wherever it is
+        (laptop.folder / name).mkdir(mode=0o700)
+    laptop.compose("restart", "worker-notify")
+    assert laptop.result(laptop.send("notify", steps=1)).startswith("Done by")
+    laptop.edit("stack/tasks.py", "Done by", "Changed by")
+    wait_for(
+        "the changed code",
+        lambda: laptop.result(laptop.send("notify", steps=1)).startswith("Changed by"),
+    )
+    laptop.edit("stack/tasks.py", "Changed by", "Done by")
+    printed = laptop.shell("docker compose run --rm --no-deps web ./manage.py check")
+    assert '(stack.W003) User 4242 cannot read the folder "a"' in printed
+
+
 def test_a_second_checkout_has_names_of_its_own(laptop: Stack, tmp_path: Path) -> None:
     before = {name: found.id for name, found in laptop.containers().items()}
     checkout = tmp_path / "checkout"

@@ -122,7 +122,6 @@ stack/celery/defaults.py
 stack/celery/django_tasks.py
 stack/celery/request.py
 stack/celery/results.py
-stack/celery/scheduler.py
 stack/celery/settings.py
 stack/celery/signals.py
 stack/celery/task.py
@@ -179,6 +178,7 @@ stack/tests/test_commands.py
 stack/tests/test_contract.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py
+stack/tests/test_ensure_admin.py
 stack/tests/test_health.py
 stack/tests/test_heartbeat.py
 stack/tests/test_lint_migrations.py

@@ -201,6 +201,23 @@ def source_can_be_written(**kwargs: object) -> list[CheckMessage]:
 
 
 @register()
+def source_can_be_read(**kwargs: object) -> list[CheckMessage]:
+    """Return a warning for each folder of the source that development cannot watch for changes."""
+    if not settings.DEBUG:
+        return []
+    return [
+        Warning(
+            f'User {os.getuid()} cannot read the folder "{folder.name}": web does not see each change'
+            " in other folders, and with WATCHFILES_FORCE_POLLING nothing starts.",
+            hint=f'Move it out of the source, or: chmod a+rx "{folder.name}"',
+            id="stack.W003",
+        )
+        for folder in sorted(settings.BASE_DIR.iterdir())
+        if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    ]
+
+
+@register()
 def time_limits_fit(**kwargs: object) -> list[Error]:
     """Return an error for each task whose time limits contradict each other or TASK_TIME_LIMIT."""
     autodiscover_modules("tasks")
