@@ -71,13 +71,12 @@ CELERY_BEAT_SCHEDULE = {{
 """
 
 # Celery's own app class and settings. The addresses, the queues' names and the number of children stay;
-# the heartbeats do too, without which compose would take the services for dead.
+# so do the signals, with the heartbeats without which compose would take the services for dead.
 DEFAULTS = """
 CELERY_TASK_ROUTES |= {f"{name}.*": {"queue": name} for name in QUEUES}
 CELERY_TASK_DEFAULT_QUEUE = "default"
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_WORKER_CONCURRENCY = 2
-CELERY_BEAT_SCHEDULER = "stack.celery.scheduler:Scheduler"
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600}  # Celery's default, made explicit
 """
 APP = """from celery import Celery

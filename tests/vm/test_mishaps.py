@@ -37,7 +37,11 @@ END
         r"The web of this version does not answer within 15 s\.",
     ),
 }
-BROKEN_BEAT = 'COPY <<END stack/celery/scheduler.py\nraise RuntimeError("no scheduler")\nEND\n'
+BROKEN_BEAT = """
+USER root
+RUN echo 'CELERY_BEAT_SCHEDULER = "no.scheduler"' >> config/settings.py
+USER 10001
+"""
 
 
 def last_line(printed: str) -> str:
@@ -126,7 +130,7 @@ def test_from_half_of_a_version_and_one_that_falls_ill_the_way_leads_back(
         assert vm.running()["worker-crawl"].startswith(f"{vm.stack.slug}:half ")
         printed = vm.deploy(ill, WAIT, code=1)
     assert last_line(printed) == f"ill did not become healthy; {before} is live again."
-    assert "no scheduler" in printed
+    assert "No module named 'no'" in printed
     assert f"beat does not become healthy. Going back to {before}." in printed
     vm.wait_until_healthy(services)
     assert vm.version() == before

@@ -8,7 +8,6 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | class of every task | task.py | refusals, redeliveries, retries |
 | class of a worker's request | request.py | log lines about a task whose child process ended; results |
 | a worker's consumer | consumer.py | unknown and unreadable tasks, tasks that began when it stops, events in batches |
-| beat's scheduler | scheduler.py | the heartbeat |
 | result backend | results.py | what ./manage.py failed shows; results with the acknowledgement |
 | backend of Django's own tasks | django_tasks.py | @task runs on Celery, too |
 | every signal | signals.py | logs, heartbeats, memory |

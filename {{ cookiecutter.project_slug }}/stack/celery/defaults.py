@@ -132,7 +132,6 @@ def everything() -> dict[str, Any]:
         "redis_socket_connect_timeout": 1 if SERVICE == "web" else None,
         "task_store_errors_even_if_ignored": True,  # for ./manage.py failed
         # Beat
-        "beat_scheduler": "stack.celery.scheduler:Scheduler",
         # Write down at once what was sent, or a beat that is killed sends it again.
         # https://docs.celeryq.dev/en/stable/userguide/configuration.html#beat-sync-every
         "beat_sync_every": 1,

@@ -19,6 +19,8 @@ from celery.signals import (
 from stack import heartbeat, logs
 from stack.activity import activity
 
+LOOK = 10  # seconds between two of beat's looks at its schedule
+
 
 def connect() -> None:
     """Connect the receivers; a second time changes nothing."""
@@ -28,6 +30,7 @@ def connect() -> None:
     # The watchdog has to know whether the broker answers.
     worker_init.connect(heartbeat.write_broker)
     beat_init.connect(heartbeat.write_broker)
+    beat_init.connect(add_heartbeat)
     # For the dashboard and ./manage.py queues.
     heartbeat_sent.connect(activity.report_worker)
     worker_shutting_down.connect(activity.worker_is_stopping)
@@ -45,6 +48,20 @@ def connect() -> None:
 def add_time(headers: dict[str, Any], **kwargs: object) -> None:
     """Add the time of sending, in seconds since 1970: the age of the oldest task follows from it."""
     headers["sent_at"] = time.time()
+
+
+def add_heartbeat(sender: Any, **kwargs: object) -> None:
+    """Report each of beat's looks at its schedule to watchdog and dashboard, whatever its scheduler is."""
+    scheduler = sender.scheduler
+    tick = scheduler.tick
+
+    def report_and_tick(*args: Any, **kwargs: Any) -> float:
+        """Send what is due; return the seconds until the next look."""
+        heartbeat.touch()
+        activity.report_beat()
+        return min(tick(*args, **kwargs), LOOK)
+
+    scheduler.tick = report_and_tick
 
 
 def freeze(**kwargs: object) -> None:

@@ -6,8 +6,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from celery import current_app
+from celery.beat import Service
+from celery.signals import beat_init
+from django.conf import settings
 
 from stack import heartbeat
 from stack.checks import PROJECT
@@ -88,3 +93,18 @@ def test_the_watchdog_knows_whether_a_broker_answers(listening: Callable[..., in
     assert not answers(f"localhost {silent} tls")
     assert not answers(none)
     assert answers(none, plain)
+
+
+@pytest.mark.parametrize("scheduler", ["Scheduler", "PersistentScheduler"])
+def test_each_scheduler_of_beat_has_a_heartbeat(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: str
+) -> None:
+    for name in ("FILE", "BROKER"):
+        monkeypatch.setattr(heartbeat, name, tmp_path / name)
+    file = str(tmp_path / "schedule")
+    beat = Service(current_app, schedule_filename=file, scheduler_cls=f"celery.beat:{scheduler}")
+    beat_init.send(beat)
+    assert not heartbeat.FILE.exists()
+    assert beat.scheduler.tick() <= 10
+    assert heartbeat.FILE.exists()
+    beat.sync()
