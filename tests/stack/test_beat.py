@@ -87,16 +87,30 @@ def test_beat_goes_on_when_the_database_was_restarted(project: Stack) -> None:
     wait_until_it_sends(project)
 
 
-def test_beat_is_replaced_when_the_database_is_silent(project: Stack) -> None:
+def test_beat_goes_on_while_the_database_is_silent_and_afterwards(project: Stack) -> None:
+    project.compose("pause", "db")
+    try:
+        wait_until_it_sends(project)
+    finally:
+        project.compose("unpause", "db")
+    wait_until_it_sends(project)
+
+
+def test_beat_is_replaced_when_it_hangs_in_the_database(project: Stack) -> None:
     def started() -> str:
         return project.containers("beat")["beat"].attrs["State"]["StartedAt"]
 
     before = started()
-    project.compose("pause", "db")
+    psql = ("exec", "--no-TTY", "db", "psql", "-c")
+    lock = "BEGIN; LOCK TABLE django_celery_beat_periodictasks; SELECT pg_sleep(600)"
+    project.compose("exec", "--detach", *psql[1:], lock)
     try:
         wait_for("another beat", lambda: started() != before)
     finally:
-        project.compose("unpause", "db")
+        end = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%'"
+        )
+        project.compose(*psql, end)
     assert "No heartbeat for 30 seconds" in project.compose("logs", "beat")
     wait_until_it_sends(project)
 
@@ -109,6 +123,7 @@ def test_redbeat_goes_on_when_beat_was_killed(project: Stack) -> None:
         "      SERVICE: beat\n",
         '      SERVICE: beat\n      POSTGRES_PASSWORD: ""\n',
     )
+    wait_for("the end of the silence", lambda: project.health("db") == "healthy")
     project.up("--build", *SERVICES)
     wait_until_it_sends(project)
     wait_for("its heartbeat", lambda: project.health("beat") == "healthy")

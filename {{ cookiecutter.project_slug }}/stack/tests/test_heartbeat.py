@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from celery import current_app
-from celery.beat import Service
+from celery.beat import PersistentScheduler, Scheduler, Service
 from celery.signals import beat_init
 from django.conf import settings
 
@@ -95,14 +95,14 @@ def test_the_watchdog_knows_whether_a_broker_answers(listening: Callable[..., in
     assert answers(none, plain)
 
 
-@pytest.mark.parametrize("scheduler", ["Scheduler", "PersistentScheduler"])
+@pytest.mark.parametrize("scheduler", [Scheduler, PersistentScheduler])
 def test_each_scheduler_of_beat_has_a_heartbeat(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheduler: type[Scheduler]
 ) -> None:
     for name in ("FILE", "BROKER"):
         monkeypatch.setattr(heartbeat, name, tmp_path / name)
     file = str(tmp_path / "schedule")
-    beat = Service(current_app, schedule_filename=file, scheduler_cls=f"celery.beat:{scheduler}")
+    beat = Service(current_app, schedule_filename=file, scheduler_cls=scheduler)
     beat_init.send(beat)
     assert not heartbeat.FILE.exists()
     assert beat.scheduler.tick() <= 10
