@@ -292,7 +292,7 @@ class Stack:
         ]
 
         code = (
-            "import json; from config.celery import app;"
+            "import json; from config import celery_app as app;"
             f"inspect = app.control.inspect({nodes}, timeout=10);"
             f"print(json.dumps(inspect.{method}() or {{}}))"
         )
@@ -314,7 +314,7 @@ class Stack:
 
     def result(self, task_id: str, timeout: float = PATIENCE) -> str:
         """Wait up to `timeout` seconds for the result of a task."""
-        code = f"from config.celery import app; print(app.AsyncResult({task_id!r}).get(timeout={timeout}))"
+        code = f"from config import celery_app as app; print(app.AsyncResult({task_id!r}).get(timeout={timeout}))"
         return self.python(code)
 
     def get(self, path: str, **options: Any) -> requests.Response:

@@ -379,7 +379,7 @@ def test_folders_that_cannot_be_read_keep_no_worker_from_its_changes(laptop: Sta
     )
     laptop.edit("stack/tasks.py", "Changed by", "Done by")
     printed = laptop.shell("docker compose run --rm --no-deps web ./manage.py check")
-    assert '(stack.W003) User 4242 cannot read the folder "a"' in printed
+    assert '(stack.W004) User 4242 cannot read the folder "a"' in printed
 
 
 def test_a_second_checkout_has_names_of_its_own(laptop: Stack, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from . import brokers, queues
 from .celery import Celery
 from .celery.task import Task, check_time_limits
 
+# The broker does not answer, or its package is missing, which stack.E009 names.
+UNAVAILABLE = (OperationalError, ImportError)
 PROJECT = Path(__file__).resolve().parent.parent  # with the compose files
 # How a service of compose says which queues its worker consumes.
 CONSUMED = re.compile(
@@ -210,9 +212,9 @@ def source_can_be_read(**kwargs: object) -> list[CheckMessage]:
             f'User {os.getuid()} cannot read the folder "{folder.name}": web does not see each change'
             " in other folders, and with WATCHFILES_FORCE_POLLING nothing starts.",
             hint=f'Move it out of the source, or: chmod a+rx "{folder.name}"',
-            id="stack.W003",
+            id="stack.W004",
         )
-        for folder in sorted(settings.BASE_DIR.iterdir())
+        for folder in sorted(PROJECT.iterdir())
         if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
     ]
 
@@ -288,7 +290,7 @@ def broker_and_results_are_installed(**kwargs: object) -> list[Error]:
                 Error(
                     f'{setting} begins with "{kind}", for which something is missing: {sentence}',
                     hint=f"In pyproject.toml add {package}, and compile: docs/dependencies.md.",
-                    id="stack.E007",
+                    id="stack.E009",
                 )
             )
         except Exception:  # noqa: S112  # it is installed, and does not answer now
@@ -304,7 +306,7 @@ def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
     try:
         with queues.connect() as connection:
             found = queues.stranded(connection)
-    except OperationalError, ImportError:  # the second: stack.E007
+    except UNAVAILABLE:
         sentence = "The broker does not answer: it may hold tasks in queues that are not in QUEUES."
         return [Info(sentence, id="stack.I001")]
     return [

@@ -12,7 +12,6 @@ import pytest
 from celery import current_app
 from celery.beat import PersistentScheduler, Scheduler, Service
 from celery.signals import beat_init
-from django.conf import settings
 
 from stack import heartbeat
 from stack.checks import PROJECT

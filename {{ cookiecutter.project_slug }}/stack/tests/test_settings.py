@@ -175,7 +175,7 @@ def test_a_check_names_the_package_that_is_missing(
     override: str, setting: str, package: str
 ) -> None:
     ((number, sentence, hint),) = ast.literal_eval(show(override, ERRORS))
-    assert number == "stack.E007"
+    assert number == "stack.E009"
     assert sentence.startswith(setting)
     assert package in hint
 
