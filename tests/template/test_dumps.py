@@ -61,6 +61,7 @@ def test_lines_about_roles_are_left_out_of_a_dump_and_stay_in_its_values(default
         (b"-- PostgreSQL database cluster dump\n", "neither a backup"),
         (b"", "neither a backup"),
     ],
+    ids=("custom", "plain", "gzipped", "no end", "cut", "of a cluster", "empty"),
 )
 def test_a_dump_is_known_by_its_content(
     defaults: Path, tmp_path: Path, content: bytes, found: str
