@@ -1,5 +1,5 @@
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from celery import current_app, states
@@ -86,7 +86,8 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
         rows["request"] = meta["request_id"]
     if meta.get("date_done"):
         ended = datetime.fromisoformat(str(meta["date_done"]))  # text in Redis, a date in databases
-        rows["ended"] = moment(ended if ended.tzinfo else ended.replace(tzinfo=UTC))
+        ended = ended if ended.tzinfo else timezone.make_aware(ended, timezone.get_fixed_timezone(0))
+        rows["ended"] = moment(ended)
     if isinstance(result, BaseException):
         rows["error"] = f"{type(result).__name__}: {result}"
     elif state == states.SUCCESS:
