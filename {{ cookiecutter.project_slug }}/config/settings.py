@@ -101,7 +101,7 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = env("EMAIL_FROM", default="{{ cookiecutter.e
 
 # Tasks --------------------------------------------------------------------------------------------
 
-# Each queue has a worker of its own in compose.yaml, which ./manage.py check compares.
+# Each queue has a worker in compose.yaml, which ./manage.py check compares.
 QUEUES = ["default"{% for queue in cookiecutter.__queues.split() %}, "{{ queue }}"{% endfor %}]
 
 # Tasks of an app with the name of a queue run on that queue, all others on "default". What runs

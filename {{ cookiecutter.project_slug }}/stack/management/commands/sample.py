@@ -35,7 +35,7 @@ class Command(BaseCommand):
         if failed:
             raise CommandError(
                 f"Not done after {timeout:g} s: {', '.join(failed)}."
-                " Look at the worker: docker compose logs worker-" + failed[0]
+                " Which workers are up? ./manage.py queues"
             )
 
     def show(self, name: str, result: AsyncResult, seconds: float) -> bool:
