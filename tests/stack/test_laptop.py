@@ -429,7 +429,7 @@ def test_two_queues_share_a_worker_as_the_manual_says(laptop: Stack) -> None:
         text = (laptop.folder / name).read_text()
         text, found = re.subn(r"(?m)^  worker-(crawl|notify):.*\n(    .*\n)*", "", text)
         assert found == 2
-        (laptop.folder / name).write_text(text.replace("\n  beat:", f"\n{lines}\n  beat:"))
+        (laptop.folder / name).write_text(text.replace("\n  beat:", f"\n{lines}\n  beat:", 1))
     laptop.up("--remove-orphans")
     laptop.compose("stop", "beat")  # which sends the example's tasks
     laptop.shell("ops/roll worker-small")

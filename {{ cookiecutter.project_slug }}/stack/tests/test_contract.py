@@ -15,7 +15,7 @@ OWN = """
 import os
 BASE_DIR = os.path.dirname(__file__)
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-INSTALLED_APPS = ["stack", "stack.dashboard", "django.contrib.contenttypes", "django.contrib.auth"]
+INSTALLED_APPS = ["stack", "django.contrib.contenttypes", "django.contrib.auth"]
 ROOT_URLCONF = "shop.urls"
 USE_TZ = False
 CELERY_TASK_ROUTES = [("shop.*", "default"), {"mall.*": "default"}]
@@ -34,10 +34,7 @@ from django.core.asgi import get_asgi_application
 from stack.health import HealthChecks
 application = HealthChecks(get_asgi_application())
 """,
-    "urls.py": """
-from django.urls import include, path
-urlpatterns = [path("status/", include("stack.dashboard.urls"))]
-""",
+    "urls.py": "urlpatterns = []",
     "settings/__init__.py": "",
     "settings/base.py": OWN,
 }
