@@ -357,8 +357,8 @@ def unreachable(host: str) -> str:
     """Return why a host has no address, or no route to it, or ""; nothing is sent there."""
     try:
         found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
-    except OSError as error:
-        return error.strerror or "no answer"
+    except OSError:
+        return "its name has no address here"
     for family, *_, address in found:
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
