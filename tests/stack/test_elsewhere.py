@@ -74,7 +74,7 @@ def visit(stack: Stack, method: str, path: str, **data: str) -> str:
     return stack.python(
         "from django.contrib.auth import get_user_model; from django.test import Client;"
         "user, _ = get_user_model().objects.get_or_create(username='staff', is_staff=True);"
-        "client = Client(); client.force_login(user);"
+        "client = Client(SERVER_NAME='localhost'); client.force_login(user);"
         f"print(client.{method}('/status/{path}', {data}).content.decode())"
     )
 
