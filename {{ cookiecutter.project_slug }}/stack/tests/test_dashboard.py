@@ -116,7 +116,8 @@ def test_an_entry_of_the_schedule_is_sent_now(admin_client: Client, worker, monk
 @pytest.fixture
 def no_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """An app that keeps no results."""
-    app: Any = current_app._get_current_object()
+    app: Any = current_app
+    app = app._get_current_object()
     monkeypatch.setattr(app, "_backend_cache", DisabledBackend(app=app))
 
 

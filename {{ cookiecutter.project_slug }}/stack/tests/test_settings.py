@@ -57,8 +57,8 @@ def show(override: str, value: str) -> str:
         ),
         (
             "CELERY_BROKER_TRANSPORT_OPTIONS = {'visibility_timeout': 7}",
-            "[app.conf.broker_transport_options.get(name) for name in ('visibility_timeout', 'socket_timeout')]",
-            "[7, 5]",
+            "[app.conf.broker_transport_options[name] for name in ('visibility_timeout', 'socket_keepalive')]",
+            "[7, True]",
         ),
         ("CELERY_BROKER_URL = 'sqs://'", "app.conf.worker_enable_remote_control", "False"),
         ("CELERY_BROKER_URL = 'sqs://'", "app.conf.worker_send_task_events", "False"),
@@ -172,8 +172,9 @@ ERRORS = (
     ],
 )
 def test_a_check_names_the_package_that_is_missing(
-    override: str, setting: str, package: str
+    monkeypatch: pytest.MonkeyPatch, override: str, setting: str, package: str
 ) -> None:
+    monkeypatch.delenv(setting)  # for Celery it wins over the settings
     ((number, sentence, hint),) = ast.literal_eval(show(override, ERRORS))
     assert number == "stack.E009"
     assert sentence.startswith(setting)

@@ -27,7 +27,7 @@ NOT_ASKED = (
     "There is no result, and with this broker no worker can be asked: it waits in its queue, it runs, its"
     " result has expired, or there never was such a task."
 )
-NO_RESULT = {"status": states.PENDING, "result": None}
+NO_RESULT: dict[str, Any] = {"status": states.PENDING, "result": None}
 
 
 class Command(BaseCommand):
