@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
         stacks = fixtures.intersection({"production", "laptop"})
         if stacks:
             group = min(stacks)
-        elif folder(item) in ("tests/faults", "tests/stack"):
+        elif folder(item) in ("tests/faults", "tests/stack", "tests/template"):
             # A module that runs on each broker has a stack for each.
             parameters = item.nodeid.partition("[")[2].rstrip("]")
             broker = {"redis", "rabbitmq"}.intersection(parameters.split("-"))

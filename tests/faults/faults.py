@@ -88,11 +88,15 @@ def kill_broker(stack: Stack) -> None:
     kill(stack.containers()["broker"].attrs["State"]["Pid"])
 
 
-def pause_broker(stack: Stack, seconds: float = 60) -> None:
-    """Freeze the broker for `seconds`."""
+def pause_broker(
+    stack: Stack, meanwhile: Callable[[], None] = lambda: None, seconds: float = 60
+) -> None:
+    """Freeze the broker for `seconds`, in which something else may happen."""
     stack.compose("pause", "broker")
     try:
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        meanwhile()
+        time.sleep(max(0, end - time.monotonic()))
     finally:
         stack.compose("unpause", "broker")
 

@@ -208,28 +208,26 @@ def test_a_broker_that_restarts_or_dies_loses_no_task(
     assert verdict.lost == 0
 
 
-def test_a_broker_that_is_paused_for_a_minute_loses_no_task(ledger: Ledger) -> None:
-    assert judge_after(ledger, "paused", 150, faults.pause_broker).lost == 0
-
-
-def test_a_request_does_not_wait_for_a_paused_broker(stack: Stack) -> None:
-    """Django answers all of them, and nginx, which waits for 60 seconds, none."""
+def test_a_broker_that_is_paused_for_a_minute_loses_no_task_and_keeps_no_request_waiting(
+    stack: Stack, ledger: Ledger
+) -> None:
+    """Django answers all requests, and nginx, which waits for 60 seconds, none."""
+    answers: list[requests.Response] = []
 
     def order(number: int) -> requests.Response:
-        key = f"paused-{time.time_ns()}-{number}"
+        key = f"ordered-{time.time_ns()}-{number}"
         return requests.post(f"{stack.url}/ledger/order/{key}", timeout=180)
 
     with ThreadPoolExecutor(12) as clients:  # more than a web has connections to the broker
-        assert {answer.status_code for answer in clients.map(order, range(12))} == {202}
-        stack.compose("pause", "broker")
-        try:
-            answers = list(clients.map(order, range(12)))
-        finally:
-            stack.compose("unpause", "broker")
+
+        def pause(stack: Stack) -> None:
+            assert {answer.status_code for answer in clients.map(order, range(12))} == {202}
+            faults.pause_broker(stack, lambda: answers.extend(clients.map(order, range(12))))
+
+        assert judge_after(ledger, "paused", 150, pause).lost == 0
     assert {answer.headers["Content-Type"] for answer in answers} == {"application/json"}
     # 500 when the order is saved, 503 when that it is silent was known before.
     assert {answer.status_code for answer in answers} <= {500, 503}
-    wait_until_healthy(stack)
 
 
 def test_a_cut_network_loses_no_task(ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -29,21 +30,6 @@ def starts(stack: Stack) -> dict[str, tuple[str, int]]:
         )
         for service in PYTHON
     }
-
-
-def test_a_stopped_main_process_is_replaced(production: Stack) -> None:
-    services = ["web-a", "worker-crawl", "beat"]
-    before = starts(production)
-    for service in services:
-        os.kill(main_process(production, service), signal.SIGSTOP)
-    for service in services:
-        wait_for(
-            f"{service} is replaced",
-            lambda service=service: starts(production)[service] != before[service],
-        )
-    production.start(*services)
-    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
-    assert "No heartbeat for 30 seconds" in production.compose("logs", *services)
 
 
 def test_a_web_worker_whose_event_loop_never_returns_is_replaced(production: Stack) -> None:
@@ -70,6 +56,29 @@ def start_to_sleep(stack: Stack, *seconds: int) -> list[str]:
     tasks = stack.python(code).split()
     wait_for("they run", lambda: all(task in str(stack.inspect("active")) for task in tasks))
     return tasks
+
+
+def test_a_stopped_main_process_is_replaced_and_a_worker_that_waits_for_its_last_task_is_not(
+    production: Stack,
+) -> None:
+    (task,) = start_to_sleep(production, MINUTE)
+    services = ["web-a", "worker-crawl", "beat"]
+    before = starts(production)
+    with ThreadPoolExecutor(1) as thread:
+        stop = thread.submit(production.compose, "stop", "worker-notify")  # as long as the task
+        for service in services:
+            os.kill(main_process(production, service), signal.SIGSTOP)
+        for service in services:
+            wait_for(
+                f"{service} is replaced",
+                lambda service=service: starts(production)[service] != before[service],
+            )
+        stop.result()
+    assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
+    assert production.result(task, timeout=1) == "slept"
+    production.start(*services, "worker-notify")
+    assert production.result(production.send("crawl", steps=1)).startswith("Done by")
+    assert "No heartbeat for 30 seconds" in production.compose("logs", *services)
 
 
 def test_busy_children_and_unavailable_peers_are_not_a_hang(production: Stack) -> None:
@@ -149,11 +158,3 @@ def test_the_broker_that_counts_is_the_one_in_use(production: Stack) -> None:
         compose("unpause", "paused")
         wait_for("notify works again", lambda: production.health("worker-notify") == "healthy")
         assert starts(production)["worker-notify"] == before["worker-notify"]
-
-
-def test_a_worker_that_waits_for_its_last_task_is_not_a_hang(production: Stack) -> None:
-    (task,) = start_to_sleep(production, MINUTE)
-    production.compose("stop", "worker-notify")  # takes as long as the task
-    assert production.containers()["worker-notify"].attrs["State"]["ExitCode"] == 0
-    assert production.result(task, timeout=1) == "slept"
-    production.start("worker-notify")

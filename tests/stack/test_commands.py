@@ -169,7 +169,7 @@ def test_a_message_without_a_name_is_logged_and_its_worker_goes_on(
 
 def test_inspect_task_shows_the_outcome(production: Stack) -> None:
     production.compose("stop", "worker-crawl")
-    task = production.send("crawl", steps=60, pause=0.3)
+    task = production.send("crawl", steps=30, pause=0.3)
     assert "it waits in its queue" in production.manage("inspect_task", task)
     production.containers()["worker-crawl"].start()
 
@@ -181,8 +181,8 @@ def test_inspect_task_shows_the_outcome(production: Stack) -> None:
     assert rows["task"] == "stack.tasks.sample"
     assert rows["queue"] == "crawl"
     assert rows["worker"] == f"crawl@{production.slug}"
-    assert rows["kwargs"] == '{"steps": 60, "pause": 0.3}'
-    assert "'steps': 60" in rows["progress"]
+    assert rows["kwargs"] == '{"steps": 30, "pause": 0.3}'
+    assert "'steps': 30" in rows["progress"]
     started = time.strptime(rows["started"], "%Y-%m-%d %H:%M:%S")
     production.result(task)
     rows = inspect(production, task)

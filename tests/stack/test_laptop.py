@@ -99,7 +99,7 @@ def test_a_changed_template_shows_at_the_next_request(laptop: Stack) -> None:
 
 @pytest.mark.usefixtures("restored")
 def test_a_running_task_ends_before_its_worker_takes_the_changed_code(laptop: Stack) -> None:
-    running = laptop.send("crawl", steps=100)  # 30 s
+    running = laptop.send("crawl", steps=50)  # 15 s
     state = f"from config.celery import app; print(app.AsyncResult({running!r}).state)"
     wait_for("its start", lambda: laptop.python(state) == "PROGRESS")
     laptop.edit("stack/tasks.py", "Done by", "Changed by")
@@ -316,7 +316,7 @@ def test_the_owner_of_the_source_may_change(laptop: Stack) -> None:
         for path in [laptop.folder, *laptop.folder.rglob("*")]:
             shutil.chown(path, owner, owner)
         laptop.set(DEV_UID=owner)
-        laptop.up()
+        laptop.up("--no-deps", "web-a", "worker-default", "beat", "flower")
 
     storage = "from django.core.files import base, storage; storage.default_storage"
     try:

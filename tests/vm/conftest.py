@@ -71,6 +71,9 @@ def change(vm: ProductionVm) -> str:
 @pytest.fixture
 def two_versions(vm: ProductionVm, request: pytest.FixtureRequest) -> None:
     """At least two versions were live on the VM, so that one can go back."""
-    if len(set(re.findall(r"^\S+Z (\S+) live$", vm.here("ops/status"), re.MULTILINE))) < 2:
+    if (
+        len(set(re.findall(r"^\S+Z (\S+) live$", vm.here("cat versions/history"), re.MULTILINE)))
+        < 2
+    ):
         request.getfixturevalue("change")
         vm.deploy("--wait=400")

@@ -46,7 +46,7 @@ for _ in range(2):
 from people.models import Person
 print(*((person.email, person.city, person.check_password("secret")) for person in Person.objects.all()))
 """
-ADMIN = {"USERNAME": "admin", "EMAIL": "jane@example.org", "PASSWORD": "secret"}
+ADMIN = {"USERNAME": "admin", "EMAIL": "jane@mail.test", "PASSWORD": "secret"}
 
 
 def ensure_admin(folder: Path, required: str = "", **changed: str) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def ensure_admin(folder: Path, required: str = "", **changed: str) -> tuple[str,
 def test_the_fields_that_the_model_requires_are_read(
     tmp_path: Path, required: str, city: str
 ) -> None:
-    users = f"('jane@example.org', '{city}', True)"
+    users = f"('jane@mail.test', '{city}', True)"
     assert ensure_admin(
         tmp_path, required, **{name.upper(): city for name in required.split()}
     ) == (users, "")
@@ -79,9 +79,9 @@ def test_the_fields_that_the_model_requires_are_read(
 @pytest.mark.parametrize(
     ("required", "email", "why"),
     [
-        ("city", "jane@example.org", "You must use --city"),
+        ("city", "jane@mail.test", "You must use --city"),
         ("", "", "Email cannot be blank."),
-        ("", "locked@example.org", "Ask the board"),
+        ("", "locked@mail.test", "Ask the board"),
     ],
 )
 def test_a_model_with_other_rules_ends_in_a_warning(
