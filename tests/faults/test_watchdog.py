@@ -58,9 +58,8 @@ def start_to_sleep(stack: Stack, *seconds: int) -> list[str]:
     return tasks
 
 
-def test_a_stopped_main_process_is_replaced_and_a_worker_that_waits_for_its_last_task_is_not(
-    production: Stack,
-) -> None:
+def test_a_stopped_main_process_is_replaced(production: Stack) -> None:
+    """And meanwhile a worker that waits for its last task is not."""
     (task,) = start_to_sleep(production, MINUTE)
     services = ["web-a", "worker-crawl", "beat"]
     before = starts(production)
