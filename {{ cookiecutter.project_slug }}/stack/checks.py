@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery import current_app
-from celery.exceptions import QueueNotFound
+from celery.exceptions import ImproperlyConfigured, QueueNotFound
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
@@ -283,7 +283,8 @@ def broker_and_results_are_installed(**kwargs: object) -> list[Error]:
         kind = brokers.scheme(getattr(settings, setting, None) or "")
         try:
             load()
-        except (ImportError, RuntimeError) as error:  # the second: a model not in INSTALLED_APPS
+        # The last: a model that is not in INSTALLED_APPS.
+        except (ImportError, ImproperlyConfigured, RuntimeError) as error:
             sentence = " ".join(str(error).split())
             package = PACKAGES.get(kind, f'"{library}[{kind.lower()}]"')
             errors.append(

@@ -73,10 +73,11 @@ def address(connection: Connection) -> str:
     """Return what heartbeat.address() does when the URL has no host: that of SQS in its region."""
     if SCHEME.lower() != "sqs":
         return ""
-    import boto3
+    import boto3  # type: ignore[import-not-found]
 
-    region = connection.transport_options.get("region") or boto3.Session().region_name
-    client = boto3.client("sqs", region_name=region or connection.transport.Channel.default_region)
+    transport: Any = connection.transport
+    region = (connection.transport_options or {}).get("region") or boto3.Session().region_name
+    client = boto3.client("sqs", region_name=region or transport.Channel.default_region)
     return f"{urlsplit(client.meta.endpoint_url).hostname} 443 tls\n"
 
 

@@ -12,7 +12,7 @@ class Channel(zookeeper.Channel):
     def __init__(self, connection: Any, **options: Any) -> None:
         """Connect at once, so that a connection that cannot be made is an error here."""
         super().__init__(connection, **options)
-        self._client = self._open()
+        self._client = self._open()  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Return what is not acknowledged, then end the session."""
