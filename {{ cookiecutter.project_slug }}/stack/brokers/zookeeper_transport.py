@@ -10,7 +10,7 @@ class Channel(zookeeper.Channel):
     """kombu's, with a client from its start to its end; each is a session of the server's."""
 
     def __init__(self, connection: Any, **options: Any) -> None:
-        """Connect at once, so that a connection that cannot be made is an error here."""
+        """Connect at once: kombu does so with the first message, when nobody expects an error."""
         super().__init__(connection, **options)
         self._client = self._open()  # type: ignore[attr-defined]
 

@@ -86,9 +86,7 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
         rows["request"] = meta["request_id"]
     if meta.get("date_done"):
         ended = datetime.fromisoformat(str(meta["date_done"]))  # text in Redis, a date in databases
-        if not ended.tzinfo:
-            ended = ended.replace(tzinfo=timezone.get_fixed_timezone(0))
-        rows["ended"] = moment(ended)
+        rows["ended"] = moment(ended if ended.tzinfo else datetime.fromisoformat(f"{ended}Z"))
     if isinstance(result, BaseException):
         rows["error"] = f"{type(result).__name__}: {result}"
     elif state == states.SUCCESS:
