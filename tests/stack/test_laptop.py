@@ -417,6 +417,7 @@ def test_a_queue_is_added_as_the_readme_says(laptop: Stack) -> None:
     assert laptop.result(task) == f"Done by thumbnails@{laptop.slug}."
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("restored")
 def test_two_queues_share_a_worker_as_the_manual_says(laptop: Stack) -> None:
     manual = (laptop.folder / "docs/how-to.md").read_text()
