@@ -31,6 +31,10 @@ def test_the_tests_of_the_stack_pass_on_django_5_2(tmp_path: Path) -> None:
         run = "docker compose run --rm --no-deps web"
         assert stack.shell(f"{run} ./manage.py version").startswith("5.2.")
         stack.shell(f"{run} ./manage.py check")
+        # with a pool, as gunicorn has it
+        query = "from stack.health import check_database as check; check(); check(); print('found')"
+        pool = run.replace(" web", " --env DATABASE_POOL_SIZE=2 web")
+        assert "found" in stack.shell(f'{pool} ./manage.py shell -c "{query}"')
         printed = stack.shell(f"{run} pytest -q -rs stack/tests")
         skipped = re.findall(r"^SKIPPED \[\d+\] .*?: (.*)", printed, re.M)
         assert skipped == ["Django 6.0 has it"]

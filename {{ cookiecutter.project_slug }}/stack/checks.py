@@ -220,6 +220,20 @@ def source_can_be_read(**kwargs: object) -> list[CheckMessage]:
 
 
 @register()
+def settings_are_those_of_env(**kwargs: object) -> list[Warning]:
+    """Return a warning where the project's settings take away what .env promises, without a word."""
+    found = []
+    if not settings.DEBUG and settings.SECRET_KEY != os.environ.get("SECRET_KEY"):
+        sentence = "The SECRET_KEY in your settings wins over that in .env, which ops/rotate replaces."
+        found.append(Warning(sentence, hint="Remove it from your settings.", id="stack.W005"))
+    redirects = "django.middleware.security.SecurityMiddleware" in settings.MIDDLEWARE
+    if settings.SECURE_SSL_REDIRECT and not redirects:
+        sentence = "Nothing redirects to https: SecurityMiddleware is not in MIDDLEWARE."
+        found.append(Warning(sentence, hint="Add it as the first.", id="stack.W006"))
+    return found
+
+
+@register()
 def time_limits_fit(**kwargs: object) -> list[Error]:
     """Return an error for each task whose time limits contradict each other or TASK_TIME_LIMIT."""
     autodiscover_modules("tasks")

@@ -3,6 +3,9 @@
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+# Before Django 6.1 a pool takes no other check than this one.
+check_connection = ConnectionPool.check_connection
+
 
 def check(connection: Connection) -> None:
     """
@@ -15,7 +18,10 @@ def check(connection: Connection) -> None:
     from django.db import connection as current  # the settings import this module
 
     try:
-        ConnectionPool.check_connection(connection)
+        check_connection(connection)
     except Exception:
         current.pool.drain()  # type: ignore[attr-defined]
         raise
+
+
+ConnectionPool.check_connection = staticmethod(check)  # type: ignore[method-assign, assignment]

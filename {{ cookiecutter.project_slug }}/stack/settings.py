@@ -60,14 +60,13 @@ DATABASES: dict[str, dict[str, Any]] = {
 # The web shares a few connections among all requests; under ASGI persistent ones would leak one per
 # thread. https://docs.djangoproject.com/en/6.1/ref/databases/#connection-pool
 if _pool_size := env.int("DATABASE_POOL_SIZE", default=0):
-    from .database import check
+    from . import database  # noqa: F401 - its check of a connection
 
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     DATABASES["default"]["OPTIONS"]["pool"] = {
         "min_size": 1,
         "max_size": _pool_size,
         "timeout": 10,  # seconds that a request waits for a free connection
-        "check": check,
     }
 
 # What workers report is there, too, whatever else the project has as its cache (activity.py).

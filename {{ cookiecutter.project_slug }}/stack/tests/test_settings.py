@@ -6,6 +6,9 @@ import sys
 
 import pytest
 from celery import current_app
+from pytest_django.fixtures import SettingsWrapper
+
+from stack.checks import settings_are_those_of_env
 
 SHOW = """
 import os, sys
@@ -179,6 +182,14 @@ def test_a_check_names_the_package_that_is_missing(
     assert number == "stack.E009"
     assert sentence.startswith(setting)
     assert package in hint
+
+
+def test_a_check_names_what_takes_away_from_env(settings: SettingsWrapper) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    assert settings_are_those_of_env() == []
+    settings.SECRET_KEY = "in-the-source"
+    settings.MIDDLEWARE = []
+    assert [found.id for found in settings_are_those_of_env()] == ["stack.W005", "stack.W006"]
 
 
 def test_a_check_finds_no_package_missing() -> None:
