@@ -221,10 +221,10 @@ def source_can_be_read(**kwargs: object) -> list[CheckMessage]:
 
 @register()
 def settings_are_those_of_env(**kwargs: object) -> list[Warning]:
-    """Return a warning where the project's settings take away what .env promises, without a word."""
+    """Return a warning for each setting of the project that silently undoes a line of .env."""
     found = []
-    if not settings.DEBUG and settings.SECRET_KEY != os.environ.get("SECRET_KEY"):
-        sentence = "The SECRET_KEY in your settings wins over that in .env, which ops/rotate replaces."
+    if not settings.DEBUG and os.environ.get("SECRET_KEY") != settings.SECRET_KEY:
+        sentence = "SECRET_KEY in your settings wins over .env, where ops/rotate replaces it."
         found.append(Warning(sentence, hint="Remove it from your settings.", id="stack.W005"))
     redirects = "django.middleware.security.SecurityMiddleware" in settings.MIDDLEWARE
     if settings.SECURE_SSL_REDIRECT and not redirects:

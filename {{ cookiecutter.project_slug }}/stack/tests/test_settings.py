@@ -187,7 +187,7 @@ def test_a_check_names_the_package_that_is_missing(
 def test_a_check_names_what_takes_away_from_env(settings: SettingsWrapper) -> None:
     settings.SECURE_SSL_REDIRECT = True
     assert settings_are_those_of_env() == []
-    settings.SECRET_KEY = "in-the-source"
+    settings.SECRET_KEY = "in-the-source"  # noqa: S105
     settings.MIDDLEWARE = []
     assert [found.id for found in settings_are_those_of_env()] == ["stack.W005", "stack.W006"]
 
