@@ -198,7 +198,7 @@ def test_the_page_is_that_of_the_app_with_a_script_of_its_own(project: Stack) ->
 
 
 def test_beat_has_outbound_access_where_env_says_so(project: Stack) -> None:
-    assert project.reaches_the_host("beat", "beat")
+    assert project.reaches_the_host("beat", "beat-false")
     assert not project.reaches_the_host("beat", "inside")
 
 

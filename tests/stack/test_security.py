@@ -128,7 +128,7 @@ def test_the_data_network_does_not_lead_to_the_host(production: Stack) -> None:
     assert production.reaches_the_host("worker-default", "outside")
     assert not production.reaches_the_host("worker-default", "inside")
     assert not production.reaches_the_host("beat", "inside")
-    assert not production.reaches_the_host("beat", "beat")
+    assert not production.reaches_the_host("beat", "beat-true")
 
 
 # Without a password -------------------------------------------------------------------------------

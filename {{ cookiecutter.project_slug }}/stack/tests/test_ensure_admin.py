@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from django.conf import settings
+
+from stack.checks import PROJECT
 
 # In a process and a database of its own, because a user model cannot be changed.
 MODELS = """
@@ -55,7 +56,7 @@ def ensure_admin(folder: Path, required: str = "", **changed: str) -> tuple[str,
     (folder / "people/__init__.py").touch()
     (folder / "people/models.py").write_text(MODELS)
     names = {f"DJANGO_SUPERUSER_{name}": value for name, value in (ADMIN | changed).items()}
-    path = {"PYTHONPATH": f"{folder}:{settings.BASE_DIR}"}
+    path = {"PYTHONPATH": f"{folder}:{PROJECT}"}
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         env=names | path | {"REQUIRED": required},
