@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from celery import current_app
-from pytest_django.fixtures import SettingsWrapper
+from django.test import override_settings
 
 from stack.checks import settings_are_those_of_env
 
@@ -184,12 +184,12 @@ def test_a_check_names_the_package_that_is_missing(
     assert package in hint
 
 
-def test_a_check_names_what_takes_away_from_env(settings: SettingsWrapper) -> None:
-    settings.SECURE_SSL_REDIRECT = True
+@override_settings(SECURE_SSL_REDIRECT=True)
+def test_a_check_names_what_takes_away_from_env() -> None:
     assert settings_are_those_of_env() == []
-    settings.SECRET_KEY = "in-the-source"  # noqa: S105
-    settings.MIDDLEWARE = []
-    assert [found.id for found in settings_are_those_of_env()] == ["stack.W005", "stack.W006"]
+    with override_settings(SECRET_KEY="in-the-source", MIDDLEWARE=[]):  # noqa: S106
+        found = settings_are_those_of_env()
+    assert [warning.id for warning in found] == ["stack.W005", "stack.W006"]
 
 
 def test_a_check_finds_no_package_missing() -> None:
