@@ -92,6 +92,7 @@ def test_busy_children_and_unavailable_peers_are_not_a_hang(production: Stack) -
     assert [production.result(task) for task in tasks] == ["slept", "slept"]
     assert production.result(production.send("crawl", steps=1)).startswith("Done by")
     assert starts(production) == before
+    production.restart_paused("broker", "db")
 
 
 ELSEWHERE = """

@@ -183,6 +183,12 @@ class Stack:
             wait_for("all healthy", lambda: {*map(self.health, services)} == {"healthy"})
         self.wait_for_proxy()
 
+    def restart_paused(self, *services: str) -> None:
+        """Restart services that were paused: the engine would call them unhealthy for a minute more."""
+        self.compose("restart", "--no-deps", *services)
+        wait_for("all healthy", lambda: {*map(self.health, services)} == {"healthy"})
+        wait_for("all ready", lambda: self.get("/readyz").status_code == 200)
+
     def wait_for_proxy(self) -> None:
         """Wait until the proxy, if it runs, has heard of all that is behind it."""
         proxy = self.containers("proxy").get("proxy")

@@ -461,6 +461,8 @@ def test_readyz_names_the_dead_part_and_recovers(
     finally:
         production.compose(begin, service)
     wait_for("all ready again", lambda: production.get("/readyz").status_code == 200)
+    if end == "pause":
+        production.restart_paused(service)
 
 
 # What an attacker sees ----------------------------------------------------------------------------
