@@ -265,6 +265,20 @@ def test_no_container_is_started_in_the_place_of_which_env_has_a_server(
     assert {name for name in model if model[name].get("scale") == 0} == {container} - {None}
 
 
+def test_another_name_in_env_names_every_image_that_is_built(
+    defaults: Path, compose: Callable[..., dict], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(defaults, tmp_path / defaults.name)
+    with (copy / ".env").open("a", encoding="utf-8") as env:
+        env.write("COMPOSE_PROJECT_NAME=other\n")
+    images = {service["image"] for service in compose(copy, "production")["services"].values()}
+    assert [image for image in images if image.startswith(defaults.name)] == []
+    assert {image for image in images if image.startswith("other")} == {
+        "other:latest",
+        "other-proxy:latest",
+    }
+
+
 def test_the_proxy_reaches_web_and_flower_but_no_data(services: Services) -> None:
     networks = {name: set(service["networks"]) for name, service in services.items()}
     assert INTERNAL not in networks["proxy"]
