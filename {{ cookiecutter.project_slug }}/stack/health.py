@@ -1,20 +1,22 @@
 """
-Health checks of this process and of what it needs, answered before Django.
+Health checks of this process and of what it needs, and /metrics, answered before Django.
 
 No middleware, no ATOMIC_REQUESTS and no log-in of the project can stand in their way.
 """
 
 import asyncio
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from celery import current_app
+from django.conf import settings
 from django.core.cache import cache
 from django.db import connection
 
-from stack import brokers
+from stack import brokers, exposition
 
 TIMEOUT = 3  # seconds
 
@@ -29,18 +31,18 @@ class FullError(Exception):
 
 
 class HealthChecks:
-    """An ASGI application that answers /healthz and /readyz and passes the rest to another one."""
+    """An ASGI application that answers /healthz, /readyz and /metrics and passes the rest to another one."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
-        self.pages = {"/healthz": healthz, "/readyz": readyz}
+        self.pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: https://asgi.readthedocs.io/en/latest/specs/www.html"""
         page = self.pages.get(scope["path"]) if scope["type"] == "http" else None
         if page is None:
             return await self.application(scope, receive, send)
-        status, content_type, body = await page()
+        status, content_type, body = await page(scope)
         headers = {
             "content-type": content_type,
             "content-length": str(len(body)),
@@ -52,12 +54,12 @@ class HealthChecks:
         await send({"type": "http.response.body", "body": body})
 
 
-async def healthz() -> tuple[int, str, bytes]:
+async def healthz(scope: Scope) -> tuple[int, str, bytes]:
     """Return 200: this process is alive. Nothing else is asked."""
     return 200, "text/plain", b"ok"
 
 
-async def readyz() -> tuple[int, str, bytes]:
+async def readyz(scope: Scope) -> tuple[int, str, bytes]:
     """
     Return "ok" or "down" for the database, the broker and the cache; 503 unless all are "ok".
 
@@ -67,6 +69,22 @@ async def readyz() -> tuple[int, str, bytes]:
     states = dict(zip(parts, await asyncio.gather(*map(state, parts.values())), strict=True))
     status = 200 if set(states.values()) == {"ok"} else 503
     return status, "application/json", json.dumps(states).encode()
+
+
+async def metrics(scope: Scope) -> tuple[int, str, bytes]:
+    """
+    Return the metrics; whoever comes by the proxy needs METRICS_TOKEN.
+
+    The proxy sets X-Forwarded-For in every request, whatever a client sends; inside nobody else does.
+    """
+    headers = dict(scope["headers"])
+    if b"x-forwarded-for" in headers:
+        if not settings.METRICS_TOKEN:
+            return 404, "text/plain", b"Not found"
+        expected = f"Bearer {settings.METRICS_TOKEN}".encode()
+        if not hmac.compare_digest(headers.get(b"authorization", b""), expected):
+            return 403, "text/plain", b"Forbidden"
+    return 200, *await exposition.page()
 
 
 async def state(check: Callable[[], object]) -> str:

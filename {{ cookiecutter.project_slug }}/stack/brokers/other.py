@@ -89,6 +89,14 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def task_counts() -> None:
+    """Return None: the worker counts tasks, in the cache."""
+
+
+def memory() -> None:
+    """Return None: it is not known."""
+
+
 def is_full() -> bool:
     """Return False: it is not known."""
     return False

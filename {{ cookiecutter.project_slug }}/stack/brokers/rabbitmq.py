@@ -217,6 +217,14 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def task_counts() -> None:
+    """Return None: the worker counts tasks, in the cache."""
+
+
+def memory() -> None:
+    """Return None: it is not known."""
+
+
 def is_full() -> bool:
     """Return whether RabbitMQ's memory or disk is full; False when its management does not answer."""
     try:
