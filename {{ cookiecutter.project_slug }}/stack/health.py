@@ -1,5 +1,5 @@
 """
-Health checks of this process and of what it needs, answered before Django.
+Health checks of this process and of what it needs, and the reports of VMs, answered before Django.
 
 No middleware, no ATOMIC_REQUESTS and no log-in of the project can stand in their way.
 """
@@ -7,16 +7,17 @@ No middleware, no ATOMIC_REQUESTS and no log-in of the project can stand in thei
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from celery import current_app
 from django.core.cache import cache
-from django.db import connection
 
-from stack import brokers
+from stack import brokers, problems
 
 TIMEOUT = 3  # seconds
+MAX_BODY = 64 * 1024  # bytes of a report
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -29,18 +30,23 @@ class FullError(Exception):
 
 
 class HealthChecks:
-    """An ASGI application that answers /healthz and /readyz and passes the rest to another one."""
+    """An ASGI application that answers some pages itself and passes the rest to another one."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
         self.pages = {"/healthz": healthz, "/readyz": readyz}
+        self.internal = {"/vm": vm}  # through the proxy they are the project's
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: https://asgi.readthedocs.io/en/latest/specs/www.html"""
         page = self.pages.get(scope["path"]) if scope["type"] == "http" else None
-        if page is None:
+        internal = self.internal.get(scope["path"]) if scope["type"] == "http" else None
+        if page:
+            status, content_type, body = await page()
+        elif internal and not proxied(scope):
+            status, content_type, body = await internal(scope, receive)
+        else:
             return await self.application(scope, receive, send)
-        status, content_type, body = await page()
         headers = {
             "content-type": content_type,
             "content-length": str(len(body)),
@@ -50,6 +56,11 @@ class HealthChecks:
         await send({"type": "http.response.start", "status": status, "headers": encoded})
         # The server drops the body of an answer to HEAD.
         await send({"type": "http.response.body", "body": body})
+
+
+def proxied(scope: Scope) -> bool:
+    """Return whether a request came through the proxy, which always sets this header."""
+    return any(name.lower() == b"x-forwarded-for" for name, _ in scope["headers"])
 
 
 async def healthz() -> tuple[int, str, bytes]:
@@ -63,10 +74,30 @@ async def readyz() -> tuple[int, str, bytes]:
 
     The broker may also be "full": it accepts no tasks.
     """
-    parts = {"database": check_database, "broker": check_broker, "cache": check_cache}
+    parts = {"database": problems.check_database, "broker": check_broker, "cache": check_cache}
     states = dict(zip(parts, await asyncio.gather(*map(state, parts.values())), strict=True))
     status = 200 if set(states.values()) == {"ok"} else 503
     return status, "application/json", json.dumps(states).encode()
+
+
+async def vm(scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
+    """Store what ops/alarm reports of its VM; return the problems that are seen from here."""
+    if scope["method"] != "POST":
+        return 405, "text/plain", b"POST a report.\n"
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_BODY:
+            return 413, "text/plain", b"The report is too large.\n"
+    try:
+        report = problems.parse(body)
+    except ValueError as error:
+        return 400, "text/plain", f"{error}\n".encode()
+    found = await sync_to_async(problems.exchange, thread_sensitive=False)(report)
+    answer = {"problems": [asdict(problem) for problem in found]}
+    return 200, "application/json", json.dumps(answer).encode()
 
 
 async def state(check: Callable[[], object]) -> str:
@@ -79,15 +110,6 @@ async def state(check: Callable[[], object]) -> str:
     except Exception:  # whatever it is, the part cannot be used
         return "down"
     return "ok"
-
-
-def check_database() -> None:
-    """Raise when the database does not answer."""
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    finally:
-        connection.close()  # back to the pool: nothing else runs in this thread
 
 
 def check_broker() -> None:

@@ -109,6 +109,11 @@ def held(connection: Connection) -> dict[str, int]:
     return {}
 
 
+def dead_letters(channel: Any) -> int:
+    """Return 0: there are none."""
+    return 0
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Raise ValueError: no tasks can be moved, so there is no `move_tasks`."""
     raise ValueError(

@@ -241,6 +241,12 @@ def held(connection: Connection) -> dict[str, int]:
     }
 
 
+def dead_letters(channel: Any) -> int:
+    """Return how many there are."""
+    declared: Any = DEAD_LETTERS(channel).queue_declare()
+    return declared.message_count
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Return whether there is a queue."""
     with channel.connection.channel() as other:  # an error closes it

@@ -139,6 +139,15 @@ def held(connection: Connection) -> dict[str, int]:
     return found
 
 
+DEAD_LETTERS = "dead.letters"  # what is no message; for RabbitMQ the name of the queue for such
+
+
+def dead_letters(channel: Any) -> int:
+    """Return how many entries of queues were no messages."""
+    with channel.conn_or_acquire() as client:
+        return client.llen(DEAD_LETTERS)
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Return whether somebody has declared a queue; each has an exchange of its name."""
     with channel.conn_or_acquire() as client:

@@ -37,6 +37,7 @@ from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from . import Result
+from .redis import DEAD_LETTERS
 
 logger = logging.getLogger(__name__)
 redis: Any = kombu_redis  # its type stubs do not know what is not public
@@ -142,7 +143,6 @@ return 1
 """
 
 SETTLE_SHA = hashlib.sha1(SETTLE.encode(), usedforsecurity=False).hexdigest()
-DEAD_LETTERS = "dead.letters"  # what is no message; for RabbitMQ the name of the queue for such
 KEPT = 10_000
 
 incarnation = ""
