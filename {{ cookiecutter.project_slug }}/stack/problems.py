@@ -305,22 +305,23 @@ def parse(body: bytes) -> dict[str, Any]:
     """Return what a VM reports, cut to what is kept; ValueError when it is anything else."""
     try:
         found = json.loads(body)
-        report = {
-            "vm": text(found["vm"]),
-            "problems": [
-                asdict(Problem(*(text(one[name]) for name in ("problem", "subject", "sentence"))))
-                for one in found["problems"][:PROBLEMS]
-            ],
-        } | {
-            name: number(found.get(name))
-            for name in ("backup", "certificate", "disk", "memory", "load")
+        listed = [
+            Problem(name(one["problem"]), text(one["subject"]), text(one["sentence"]))
+            for one in found["problems"][:PROBLEMS]
+        ]
+        numbers = ("backup", "certificate", "disk", "memory", "load")
+        return {"vm": name(found["vm"]), "problems": [asdict(one) for one in listed]} | {
+            what: number(found.get(what)) for what in numbers
         }
     except Exception as error:  # nothing of it is to be relied on
         raise ValueError("This is no report of a VM.") from error
-    anchors = [report["vm"], *(one["problem"] for one in report["problems"])]
-    if not report["vm"] or not all(re.fullmatch(r"[\w.-]{1,100}", one, re.ASCII) for one in anchors):
-        raise ValueError("The VM or one of its problems has no name.")
-    return report
+
+
+def name(value: str) -> str:
+    """Return the name of a VM or of a problem; ValueError when it is none."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", value):
+        raise ValueError(value)
+    return value
 
 
 def text(value: str) -> str:

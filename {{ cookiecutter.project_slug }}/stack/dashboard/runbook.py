@@ -23,7 +23,7 @@ def sections() -> list[dict[str, Any]]:
 def split(text: str) -> list[str]:
     """Return the paragraphs and the blocks of commands."""
     pieces = re.split(r"^```(?:sh)?\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-    found = []
+    found: list[str] = []
     for number, piece in enumerate(pieces):
         found += [f"$ {piece}"] if number % 2 else re.split(r"\n{2,}", piece)
     return [piece for piece in found if piece.strip()]
