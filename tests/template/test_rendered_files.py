@@ -46,6 +46,7 @@ docs/development.md
 docs/example.md
 docs/how-to.md
 docs/logs.md
+docs/monitoring.md
 docs/production.md
 docs/runbook.md
 docs/security.md
@@ -140,6 +141,7 @@ stack/dashboard/urls.py
 stack/dashboard/views.py
 stack/database.py
 stack/environment.py
+stack/exposition.py
 stack/failed.py
 stack/health.py
 stack/heartbeat.py
@@ -158,6 +160,7 @@ stack/management/commands/queues.py
 stack/management/commands/rate_limit.py
 stack/management/commands/sample.py
 stack/management/table.py
+stack/metrics.py
 stack/middleware.py
 stack/mypy_tasks.py
 stack/outbox/__init__.py

@@ -1,10 +1,11 @@
 """
-Health checks of this process and of what it needs, and the reports of VMs, answered before Django.
+Health checks of this process and of what it needs, /metrics and /vm, answered before Django.
 
 No middleware, no ATOMIC_REQUESTS and no log-in of the project can stand in their way.
 """
 
 import asyncio
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -12,9 +13,10 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from celery import current_app
+from django.conf import settings
 from django.core.cache import cache
 
-from stack import brokers, problems
+from stack import brokers, exposition, problems
 
 TIMEOUT = 3  # seconds
 MAX_BODY = 64 * 1024  # bytes of a report
@@ -30,23 +32,18 @@ class FullError(Exception):
 
 
 class HealthChecks:
-    """An ASGI application that answers some pages itself and passes the rest to another one."""
+    """An ASGI application that answers the pages below and passes the rest to another one."""
 
     def __init__(self, application: Application) -> None:
         self.application = application
-        self.pages = {"/healthz": healthz, "/readyz": readyz}
-        self.internal = {"/vm": vm}  # through the proxy they are the project's
+        self.pages = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: https://asgi.readthedocs.io/en/latest/specs/www.html"""
         page = self.pages.get(scope["path"]) if scope["type"] == "http" else None
-        internal = self.internal.get(scope["path"]) if scope["type"] == "http" else None
-        if page:
-            status, content_type, body = await page()
-        elif internal and not proxied(scope):
-            status, content_type, body = await internal(scope, receive)
-        else:
+        if page is None and not is_report(scope):
             return await self.application(scope, receive, send)
+        status, content_type, body = await (page(scope) if page else vm(scope, receive))
         headers = {
             "content-type": content_type,
             "content-length": str(len(body)),
@@ -58,17 +55,12 @@ class HealthChecks:
         await send({"type": "http.response.body", "body": body})
 
 
-def proxied(scope: Scope) -> bool:
-    """Return whether a request came through the proxy, which always sets this header."""
-    return any(name.lower() == b"x-forwarded-for" for name, _ in scope["headers"])
-
-
-async def healthz() -> tuple[int, str, bytes]:
+async def healthz(scope: Scope) -> tuple[int, str, bytes]:
     """Return 200: this process is alive. Nothing else is asked."""
     return 200, "text/plain", b"ok"
 
 
-async def readyz() -> tuple[int, str, bytes]:
+async def readyz(scope: Scope) -> tuple[int, str, bytes]:
     """
     Return "ok" or "down" for the database, the broker and the cache; 503 unless all are "ok".
 
@@ -78,6 +70,29 @@ async def readyz() -> tuple[int, str, bytes]:
     states = dict(zip(parts, await asyncio.gather(*map(state, parts.values())), strict=True))
     status = 200 if set(states.values()) == {"ok"} else 503
     return status, "application/json", json.dumps(states).encode()
+
+
+async def metrics(scope: Scope) -> tuple[int, str, bytes]:
+    """
+    Return the metrics; whoever comes by the proxy needs METRICS_TOKEN.
+
+    The proxy sets X-Forwarded-For in every request, whatever a client sends; inside nobody else does.
+    """
+    headers = dict(scope["headers"])
+    if b"x-forwarded-for" in headers:
+        if not settings.METRICS_TOKEN:
+            return 404, "text/plain", b"Not found"
+        expected = f"Bearer {settings.METRICS_TOKEN}".encode()
+        if not hmac.compare_digest(headers.get(b"authorization", b""), expected):
+            return 403, "text/plain", b"Forbidden"
+    return 200, *await exposition.page()
+
+
+def is_report(scope: Scope) -> bool:
+    """Return whether a request is for /vm, from inside: through the proxy this path is the project's."""
+    if scope["type"] != "http" or scope["path"] != "/vm":
+        return False
+    return all(name.lower() != b"x-forwarded-for" for name, _ in scope["headers"])
 
 
 async def vm(scope: Scope, receive: Receive) -> tuple[int, str, bytes]:

@@ -22,7 +22,7 @@ from django.conf import settings
 from django.db import connection as database
 from kombu import Connection
 
-from . import activity, brokers, queues
+from . import activity, brokers, metrics, queues
 from .environment import env
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,6 @@ class Recent:
 
 def recent() -> Recent:
     """Return it; RedisError when the cache does not answer."""
-    try:
-        metrics = import_module("stack.metrics")
-    except ImportError:
-        return Recent({}, 0, (0, 0))
     return Recent(metrics.failing(), metrics.refused_lately(), metrics.requests_lately())
 
 
@@ -111,8 +107,8 @@ class Aside:
 
 def aside(connection: Connection) -> Aside:
     """Return what waits and is not about to run; OperationalError when the broker does not answer."""
-    with queues.reached(connection) as channel:
-        dead = brokers.current().dead_letters(channel)
+    with queues.reached(connection):
+        dead = brokers.current().dead_letters(connection)
     unknown = brokers.current().AGE_UNKNOWN
     return Aside(queues.stranded(connection), dead, still(connection) if unknown else {})
 

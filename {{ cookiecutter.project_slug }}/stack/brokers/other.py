@@ -89,6 +89,14 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def task_counts() -> None:
+    """Return None: the worker counts tasks, in the cache."""
+
+
+def memory() -> None:
+    """Return None: it is not known."""
+
+
 def is_full() -> bool:
     """Return False: it is not known."""
     return False
@@ -109,7 +117,10 @@ def held(connection: Connection) -> dict[str, int]:
     return {}
 
 
-def dead_letters(channel: Any) -> int:
+DEAD_LETTERS = None
+
+
+def dead_letters(connection: Connection) -> int:
     """Return 0: there are none."""
     return 0
 

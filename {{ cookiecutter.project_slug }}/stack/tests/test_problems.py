@@ -2,6 +2,7 @@ import asyncio
 import json
 import re
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,18 +114,12 @@ def test_each_part_is_asked_for_real(running: None, monkeypatch: pytest.MonkeyPa
     store = activity.store()
     store.hdel("activity:workers:default", "host")
     store.delete("activity:beat")
-    with queues.connect() as connection:
-        channel: Any = connection.default_channel
-        channel.client.lpush("dead.letters", "no message")
-    monkeypatch.setattr("stack.celery.signals.time.time", lambda: 1.0)
+    monkeypatch.setattr(brokers.current(), "dead_letters", lambda connection: 1)
+    monkeypatch.setattr("stack.celery.signals.time", SimpleNamespace(time=lambda: 1.0))
     try:
         sample.apply_async()
-    finally:
-        monkeypatch.undo()
-    try:
         found = {(one.problem, one.subject) for one in problems.current()}
     finally:
-        channel.client.delete("dead.letters")
         current_app.control.purge()
     assert found == {
         *(("no-worker", "default"), ("beat-silent", ""), ("dead-letters", "")),
