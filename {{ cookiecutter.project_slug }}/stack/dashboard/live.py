@@ -26,7 +26,11 @@ from stack.celery.results import Results
 logger = logging.getLogger(__name__)
 
 PAUSE = 1  # seconds between two checks
-PAUSES = {"broker": 0, "cache": 0, "failures": 2}  # seconds between two checks of one thing; others 5
+PAUSES = {
+    "broker": 0,
+    "cache": 0,
+    "failures": 2,
+}  # seconds between two checks of one thing; others 5
 FAILURES = 10  # how many are shown
 MAX_LISTENERS = 50  # in this process; each holds a thread and a connection of the proxy
 # Seconds that a stream lasts. The browser then opens another, so that a log-out takes effect, and a
@@ -184,7 +188,9 @@ def message(probes: list[Probe]) -> dict[str, object]:
     return {
         "services": {name: up[name] for name in SERVICES},
         "problems": [asdict(problem) for problem in wrong],
-        "vms": [{name: report[name] for name in ("vm", "backup", "certificate")} for report in reports],
+        "vms": [
+            {name: report[name] for name in ("vm", "backup", "certificate")} for report in reports
+        ],
         "failures": answers["failures"],
         "queues": {
             name: {

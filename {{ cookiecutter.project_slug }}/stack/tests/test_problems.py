@@ -86,7 +86,9 @@ def test_each_problem_that_the_code_names_is_tried_here() -> None:
 def test_each_queue_may_have_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUEUE_DEFAULT_AGE_LIMIT", "60")
     (found,) = find(set(), FINE)
-    assert found.sentence.startswith("The queue default is behind: its oldest task has waited for 60 min")
+    assert found.sentence.startswith(
+        "The queue default is behind: its oldest task has waited for 60 min"
+    )
     assert problems.age_limit("another-one") == 3600
 
 
@@ -148,7 +150,9 @@ def test_where_the_broker_knows_no_ages_a_queue_that_does_not_move_is_stuck(
         assert problems.still(connection)["default"] == pytest.approx(0, abs=5)
         monkeypatch.setattr(problems.time, "time", lambda: clock + 4000)
         activity.store().hset(
-            "activity:workers:default", "host", json.dumps({"at": clock + 5000, "running": 1, "stopping": False})
+            "activity:workers:default",
+            "host",
+            json.dumps({"at": clock + 5000, "running": 1, "stopping": False}),
         )
         assert problems.still(connection)["default"] == pytest.approx(4000, abs=60)
         activity.store().set(activity.counter("default", clock + 4000), 1)
@@ -220,7 +224,9 @@ def test_through_the_proxy_the_page_is_the_projects() -> None:
         *(json.dumps(REPORT | {"vm": vm}).encode() for vm in (None, 1, "", "a b", "x\u2028")),
         json.dumps(REPORT | {"problems": 1}).encode(),
         json.dumps(REPORT | {"problems": [{}]}).encode(),
-        json.dumps(REPORT | {"problems": [{"problem": "<a>", "subject": "", "sentence": ""}]}).encode(),
+        json.dumps(
+            REPORT | {"problems": [{"problem": "<a>", "subject": "", "sentence": ""}]}
+        ).encode(),
         json.dumps(REPORT).replace("0.9", "1" + "0" * 400).encode(),
     ],
     ids=lambda body: body[:40].decode("latin-1"),
@@ -236,7 +242,9 @@ def test_a_large_report_is_refused_however_it_arrives() -> None:
 
 def test_what_is_kept_is_bounded(running: None) -> None:
     long = {"problem": "p", "subject": "s" * 1000, "sentence": "\ud800\n" + "t" * 1000}
-    report = parse(json.dumps(REPORT | {"problems": [long] * 1000, "disk": "full", "load": True}).encode())
+    report = parse(
+        json.dumps(REPORT | {"problems": [long] * 1000, "disk": "full", "load": True}).encode()
+    )
     assert len(report["problems"]) == problems.PROBLEMS
     assert report["problems"][0]["subject"] == "s" * problems.TEXT
     assert report["problems"][0]["sentence"] == "t" * (problems.TEXT - 2)
