@@ -249,6 +249,18 @@ def held(connection: Connection) -> dict[str, int]:
     }
 
 
+def dead_letters(connection: Connection) -> int:
+    """Return how many there are, or were a few seconds ago, with those that are being shown."""
+    vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
+    try:
+        _, found = ask(connection, f"queues/{vhost}/{DEAD_LETTERS.name}?columns=messages")
+        return found.get("messages", 0)
+    except OperationalError:  # a service that is managed by others need not have this
+        channel: Any = connection.default_channel
+        DEAD_LETTERS(channel).queue_declare()
+        return channel.queue_declare(DEAD_LETTERS.name, passive=True).message_count
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Return whether there is a queue."""
     with channel.connection.channel() as other:  # an error closes it

@@ -9,5 +9,6 @@ urlpatterns = [
     path("sample/", views.send, name="send"),
     path("retry/", views.retry, name="retry"),
     path("run/", views.run, name="run"),
+    path("runbook/", views.runbook, name="runbook"),
     path("sample/<uuid:task_id>/", views.status, name="status"),
 ]
