@@ -16,6 +16,8 @@ Each module defines
 - `AGE_UNKNOWN`: one sentence that says why not, "" when it is,
 - `held(connection)`: how many tasks each queue of the broker holds, also a queue that the project no
   longer has; without those that workers have taken, or soon after,
+- `DEAD_LETTERS`: the queue for messages that no worker could take, None where there are none,
+- `dead_letters(connection)`: how many it holds; may raise OperationalError,
 - `exists(channel, queue)`: whether the broker knows a queue; ValueError, with one sentence, when tasks
   cannot be moved,
 - `move_tasks(channel, old, new)`: moves all tasks from one queue to another, the oldest first; yields how

@@ -109,6 +109,14 @@ def held(connection: Connection) -> dict[str, int]:
     return {}
 
 
+DEAD_LETTERS = None
+
+
+def dead_letters(connection: Connection) -> int:
+    """Return 0: there are none."""
+    return 0
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Raise ValueError: no tasks can be moved, so there is no `move_tasks`."""
     raise ValueError(

@@ -139,6 +139,14 @@ def held(connection: Connection) -> dict[str, int]:
     return found
 
 
+DEAD_LETTERS = None
+
+
+def dead_letters(connection: Connection) -> int:
+    """Return 0: there are none."""
+    return 0
+
+
 def exists(channel: Any, queue: str) -> bool:
     """Return whether somebody has declared a queue; each has an exchange of its name."""
     with channel.conn_or_acquire() as client:
