@@ -16,7 +16,6 @@ from typing import Any
 
 from amqp.exceptions import ResourceLocked
 from celery import current_app
-from django.utils import timezone
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.serialization import prepare_accept_content
@@ -134,7 +133,8 @@ def describe(message: Any) -> DeadLetter:
     headers = message.headers or {}
     # The last one first: a task with a countdown has also "died" in the queue where it waited for that.
     death = (headers.get("x-death") or [{}])[0]
-    task_id, queue, at = str(headers.get("id") or ""), str(death.get("queue") or ""), death.get("time")
+    queue, at = str(death.get("queue") or ""), death.get("time")
+    task_id = str(headers.get("id") or "")
     body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
     message.accept = prepare_accept_content(current_app.conf.accept_content)
     try:
@@ -148,7 +148,7 @@ def describe(message: Any) -> DeadLetter:
         task=str(headers.get("task") or "no task"),
         queue=queue,
         reason=str(death.get("reason") or "unknown"),
-        at=datetime.fromisoformat(f"{at}Z") if at else timezone.now(),
+        at=datetime.fromisoformat(f"{at or '1970-01-01 00:00:00'}Z"),
         meta=meta,
     )
 

@@ -236,7 +236,9 @@ def dead_letters(connection: Connection) -> int:
         _, found = ask(connection, f"queues/{vhost}/{DEAD_LETTERS.name}?columns=messages")
         return found.get("messages", 0)
     except OperationalError:  # a service that is managed by others need not have this
-        return DEAD_LETTERS(connection.default_channel).queue_declare().message_count
+        channel: Any = connection.default_channel
+        DEAD_LETTERS(channel).queue_declare()
+        return channel.queue_declare(DEAD_LETTERS.name, passive=True).message_count
 
 
 def exists(channel: Any, queue: str) -> bool:

@@ -39,14 +39,15 @@ class Command(BaseCommand):
     def handle(self, *args: object, **options: Any) -> None:
         """Raise CommandError for an unknown id, and when the broker or the result backend is unavailable."""
         only, dead = options["task"], options["dead_letters"]
+        again = bool(options["retry"])
         chosen = options["retry"] or options["drop"]
         try:
             if not chosen:
                 self.show(only, dead, options["limit"])
             elif chosen == "all":
-                self.change_all(only, dead, again=bool(options["retry"]), ask=not options["no_input"])
+                self.change_all(only, dead, again, ask=not options["no_input"])
             else:
-                self.change(chosen, dead, again=bool(options["retry"]))
+                self.change(chosen, dead, again)
         except (ValueError, OperationalError) as error:
             raise CommandError(str(error)) from error
         except redis.RedisError as error:
@@ -121,10 +122,14 @@ class Command(BaseCommand):
         """Send one again or drop it; CommandError when it is not there."""
         backend = current_app.backend
         tasks = backend.failed() if isinstance(backend, Results) and not dead else {}
+
+        def is_meant(entry: failed.Entry) -> bool:
+            return chosen in (entry.id, entry.task_id)
+
         if chosen in tasks:
             done = list(failed.change_tasks([chosen], again))
         else:
-            done = list(failed.change_letters(lambda entry: chosen in (entry.id, entry.task_id), again))
+            done = list(failed.change_letters(is_meant, again))
         if not done:
             for task_id, meta in tasks.items():
                 if chosen in [step for step, _ in failed.not_run(meta)]:
