@@ -130,7 +130,7 @@ def test_arguments_of_a_megabyte_are_shortened_here_and_in_the_command(
     assert b"(1,000,012 characters)" in page
     call_command("inspect_task", task)
     shorter = capsys.readouterr().out
-    assert 'kwargs  {"text": "' + 900 * "y" in shorter
+    assert re.search(r'kwargs +{"text": "y{900}', shorter)
     assert "(1,000,012 characters)" in shorter
 
 
@@ -249,8 +249,9 @@ def test_when_the_broker_refuses_the_rest_stays(
     until = max(entry.at for entry in failed.tasks()).isoformat()
     monkeypatch.setitem(current_app.conf, "task_create_missing_queues", False)
     for task in tasks:
-        meta = backend.get_task_meta(task) | {"queue": "gone"}
-        backend.client.set(backend.get_key_for_task(task), backend.encode(meta))
+        key = backend.get_key_for_task(task)
+        meta = backend.decode(backend.client.get(key)) | {"queue": "gone"}
+        backend.client.set(key, backend.encode(meta))
     kind = kinds()["explode"]
     text = change(admin_client, "retry", kind=kind, until=until, sure="")
     assert "The rest is unchanged: " in text
