@@ -226,7 +226,7 @@ def test_failed_tasks_have_a_page_that_needs_no_script(
     laptop.python(code)
     page.goto(f"{laptop.url}/status/failed/")
     page.get_by_role("button", name="Drop all 2").click()
-    page.get_by_role("heading", name="Drop 2?").wait_for()
+    page.get_by_role("heading", name="Drop 2 tasks?").wait_for()
     page.get_by_text("Change nothing").click()
     page.get_by_role("button", name="Drop all 2").click()
     page.get_by_role("button", name="Drop 2").click()

@@ -268,8 +268,8 @@ def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(
 
     form: dict[str, str] = {}
     text = look()
-    assert re.search(r"in crawl: dead letter, rejected\.\s+1, the newest", text)
-    assert re.search(r"in crawl: dead letter, expired\.\s+3, the newest", text)
+    assert re.search(r"Dead letter, rejected in crawl:\s+1 task, the newest", text)
+    assert re.search(r"Dead letter, expired in crawl:\s+3 tasks, the newest", text)
     assert [task for task in four_dead if text.count(f" {task} ")] == four_dead
     assert "It expired before a worker took it." in text
     assert '{"steps": 1}' in text
@@ -291,13 +291,13 @@ def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(
 
     look()
     question = change("retry", kind=form["kind"])
-    assert "Send 2 again?" in question
+    assert "Send 2 tasks again?" in question
     until = html.unescape(re.search(r'name="until" value="(.+?)"', question)[1])
     assert ready(rabbitmq, "dead.letters") == 2
     assert "2 tasks sent again." in change("retry", kind=form["kind"], until=until, sure="")
     for task in four_dead[2:]:  # they do not expire again
         assert rabbitmq.result(task).startswith("Done by crawl@")
-    assert "No task has failed." in look() or "dead letter" not in look()
+    assert "No task has failed." in look() or "Dead letter" not in look()
 
     logs = rabbitmq.compose("logs", "--no-log-prefix", "web-a", "web-b")
     lines = [json.loads(line) for line in logs.splitlines() if '"stack.failed"' in line]

@@ -74,7 +74,7 @@ def change(client: Client, do: str, **form: str) -> str:
 def test_it_shows_what_when_and_why(admin_client: Client, worker) -> None:
     task = fail(explode, 3, kwargs={"order": "ü", "secret": "<script>"})
     text = shown(admin_client)
-    assert f"{__name__}.explode in default: ValueError. 1, the newest 20" in text
+    assert f"{__name__}.explode ValueError in default: 1 task, the newest 20" in text
     assert f"{task} ValueError: <b>xxx" in text
     assert 'args [3] kwargs {"order": "ü", "secret": "<script>"}' in text
     assert "Traceback (most recent call last)" in text
@@ -89,11 +89,11 @@ def test_kinds_are_grouped_by_task_queue_and_error(admin_client: Client, worker)
         fail(explode)
     fail(stumble)
     text = shown(admin_client)
-    assert re.search(r"explode in default: ValueError\. 2, the newest \S+ \S+, the oldest ", text)
+    assert re.search(r"explode ValueError in default: 2 tasks, the newest \S+ \S+, the oldest ", text)
     assert "Send all 2 again" in text
     assert "Drop all 2" in text
     assert "Send all 1" not in text
-    assert "stumble in default: KeyError. 1," in text
+    assert "stumble KeyError in default: 1 task," in text
     alone = shown(admin_client, f"?kind={kinds()['stumble']}")
     assert "stumble" in alone
     assert "explode" not in alone
@@ -214,7 +214,7 @@ def test_all_of_a_kind_are_changed_in_a_second_step(
     kind = kinds()["explode"]
     asked = admin_client.post(CHANGE, {"do": "drop", "kind": kind})
     assert asked.status_code == 200
-    assert "Drop 2?" in asked.content.decode()
+    assert "Drop 2 tasks?" in asked.content.decode()
     assert backend.client.zcard(FAILED) == 3, "the first step changed something"
     field = re.search(r'name="until" value="(.+?)"', asked.content.decode())
     assert field
