@@ -21,7 +21,7 @@ ONLY_REDIS = "Failed tasks are known only if the results are in Redis."
 GONE = "This task is not a failed one any more."
 TAKEN = "{} has been sent again or dropped meanwhile."
 LONGEST = 1000  # characters that are shown of arguments
-MOST = 1000  # dead letters that are shown
+MOST = 200  # dead letters that are shown
 REASONS = {
     "delivery_limit": "It was delivered several times, and no worker finished it.",
     "expired": "It expired before a worker took it.",

@@ -5,6 +5,7 @@ RabbitMQ shows a message only by delivering it. So each one is taken and not ack
 the end, or by RabbitMQ itself when this process is killed.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,7 @@ def settle(
         rabbitmq.check_capacity()
     end = time.monotonic() + seconds
     with alone(connect()) as hand:
+        exists = functools.cache(functools.partial(rabbitmq.exists, hand.channel))
         for letter, message in hand.take():
             if time.monotonic() > end:
                 return
@@ -189,7 +191,7 @@ def settle(
             why_not = ""
             if not again:
                 hand.remove(message)
-            elif not letter.queue or not rabbitmq.exists(hand.channel, letter.queue):
+            elif not letter.queue or not exists(letter.queue):
                 why_not = f'the broker has no queue "{letter.queue}"'
             else:
                 hand.send_again(letter, message)
