@@ -288,6 +288,23 @@ class Stack:
             self.django_shell.close()
             self.django_shell = None
 
+    def staff(self) -> dict[str, str]:
+        """Return the cookie of a new member of the staff."""
+        code = """
+import secrets
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.sessions.backends.db import SessionStore
+user = get_user_model().objects.create_user(f"watcher-{secrets.token_hex(4)}", is_staff=True)
+session = SessionStore()
+session[SESSION_KEY] = str(user.pk)
+session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
+session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+session.create()
+print(session.session_key)
+"""
+        return {f"{self.slug}_sessionid": self.python(code)}
+
     def inspect(self, method: str) -> dict[str, Any]:
         """Ask the running workers as `celery inspect METHOD` does; wait until each replied."""
         running = [name for name, found in self.containers().items() if found.status == "running"]

@@ -1,5 +1,6 @@
 """The dashboard in a real browser, and its stream."""
 
+import ast
 import contextlib
 import json
 import os
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, Response
+from playwright.sync_api import Browser, Page, Response
 
 from tests.faults.helpers import children, main_process
 from tests.runbook import follow, forget_what_was_counted, problems
@@ -260,6 +261,80 @@ def test_everybody_can_read_it(laptop: Stack, page: Page, scheme: str, width: in
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+# Failed tasks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_failed(laptop: Stack) -> list[str]:
+    """Two tasks that failed, and no other one; their ids."""
+    laptop.manage("failed", "--drop", "all", "--yes")
+    code = (
+        "from stack.tasks import sample;"
+        "tasks = [sample.apply_async(kwargs={'steps': 2, 'pause': 0, 'fail': True}, queue='crawl')"
+        " for _ in range(2)];"
+        "print([(task.id, task.get(propagate=False)) and task.id for task in tasks])"
+    )
+    return ast.literal_eval(laptop.python(code))
+
+
+def test_failed_tasks_have_a_page_that_needs_no_script(
+    laptop: Stack, browser: Browser, two_failed: list[str]
+) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{laptop.url}/status/failed/")
+    page.get_by_role("heading", name="stack.tasks.sample").wait_for()
+    assert page.get_by_text('{"steps": 2, "pause": 0, "fail": true}').count() == 2
+    page.get_by_text("Traceback").first.click()
+    assert page.get_by_text("SampleError: This task was sent to fail.").nth(1).is_visible()
+
+    page.get_by_role("button", name=f"Drop: {two_failed[0]}").click()
+    page.get_by_text("1 task dropped.").wait_for()
+    assert page.get_by_text(two_failed[0]).count() == 0
+    # The second click of two, in a tab that is old by now.
+    page.get_by_role("button", name=f"Send again: {two_failed[1]}").dblclick()
+    page.get_by_text("sent again").first.wait_for()
+    wait_for("it failed again", lambda: two_failed[1] in laptop.manage("failed"))
+
+    code = "from stack.tasks import sample; print(sample.apply_async(kwargs={'fail': True, 'steps': 2, 'pause': 0}, queue='crawl').get(propagate=False))"
+    laptop.python(code)
+    page.goto(f"{laptop.url}/status/failed/")
+    page.get_by_role("button", name="Drop all 2").click()
+    page.get_by_role("heading", name="Drop 2 tasks?").wait_for()
+    page.get_by_text("Change nothing").click()
+    page.get_by_role("button", name="Drop all 2").click()
+    page.get_by_role("button", name="Drop 2").click()
+    page.get_by_text("2 tasks dropped.").wait_for()
+    page.get_by_text("No task has failed.").wait_for()
+    context.close()
+
+
+def test_everybody_can_read_the_failed_tasks(
+    laptop: Stack, page: Page, two_failed: list[str]
+) -> None:
+    laptop.python(
+        f"from config.celery import app; app.send_task('no.such.{'x' * 60}', ['y' * 3000])"
+    )
+    wait_for("it failed", lambda: "UnknownTask" in laptop.manage("failed"))
+    # Of the page itself; "preload" as above.
+    beside = {"exclude": [["#djDebug"], ["#djDebugRoot"]]}
+    for width in (1180, 390):
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 844})
+            page.goto(f"{laptop.url}/status/failed/")
+            page.get_by_text("Traceback").first.click()
+            found = Axe().run(page, beside, {"preload": False}).response["violations"]
+            assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.get_by_role("button", name="Drop all 2").click()
+            found = Axe().run(page, beside, {"preload": False}).response["violations"]
+            assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+    page.goto(f"{laptop.url}/status/")
+    page.get_by_text("All failed tasks").click()
+    page.get_by_role("heading", name="Failed tasks").wait_for()
+
+
 # Its stream ---------------------------------------------------------------------------------------
 
 
@@ -329,19 +404,7 @@ def test_listeners_are_bounded_and_a_closed_tab_frees_its_place(laptop: Stack, p
 @pytest.fixture(scope="session")
 def staff(production: Stack) -> dict[str, str]:
     """The cookie of a member of the staff."""
-    code = """
-from django.conf import settings
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
-from django.contrib.sessions.backends.db import SessionStore
-user = get_user_model().objects.create_user("watcher", is_staff=True)
-session = SessionStore()
-session[SESSION_KEY] = str(user.pk)
-session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
-session[HASH_SESSION_KEY] = user.get_session_auth_hash()
-session.create()
-print(session.session_key)
-"""
-    return {f"{production.slug}_sessionid": production.python(code)}
+    return production.staff()
 
 
 def test_staff_sees_all_of_it_under_the_content_security_policy(
@@ -352,8 +415,9 @@ def test_staff_sees_all_of_it_under_the_content_security_policy(
     ]
     page.context.add_cookies(cookies)
     forget_what_was_counted(production)
-    policy = page.goto(f"{production.url}/status/").headers["content-security-policy"]
-    assert policy == "default-src 'self'; frame-ancestors 'none'; object-src 'none'"
+    for path in ("/status/failed/", "/status/"):
+        policy = page.goto(f"{production.url}{path}").headers["content-security-policy"]
+        assert policy == "default-src 'self'; frame-ancestors 'none'; object-src 'none'"
     wait_for_summary(page, UP)
     card(page, "crawl").get_by_text("Send a task").click()
     card(page, "crawl").get_by_text(f"Done by crawl@{production.slug}.").wait_for()

@@ -1,5 +1,7 @@
 """The stack with the answers `broker=rabbitmq` and `example=false`."""
 
+import ast
+import html
 import json
 import re
 import time
@@ -184,14 +186,136 @@ def test_the_brokers_password_is_in_no_process_list(rabbitmq: Stack) -> None:
             assert rabbitmq.settings["BROKER_PASSWORD"] not in processes, service
 
 
+def dead_letters(stack: Stack) -> int:
+    """Count them, as RabbitMQ did in the last seconds."""
+    listed = stack.compose(
+        "exec", "--no-TTY", "broker", "rabbitmqctl", "list_queues", "name", "messages"
+    )
+    return int(re.search(r"^dead\.letters\s+(\d+)$", listed, re.MULTILINE)[1])
+
+
+def ready(stack: Stack, queue: str) -> int:
+    """Count what waits in a queue, at this moment."""
+    code = (
+        "from stack import queues; channel = queues.connect().default_channel;"
+        f"print(channel.queue_declare({queue!r}, passive=True).message_count)"
+    )
+    return int(stack.python(code))
+
+
+@pytest.fixture
+def four_dead(rabbitmq: Stack) -> Iterator[list[str]]:
+    """Four dead letters of the queue crawl, whose worker is stopped; their ids."""
+    rabbitmq.compose("stop", "worker-crawl")
+    code = """
+from celery import current_app
+from stack.tasks import sample
+first = sample.apply_async(kwargs={"steps": 1}, queue="crawl", countdown=1)
+tasks = [sample.apply_async(kwargs={"steps": 1}, queue="crawl", expires=1) for _ in range(3)]
+print([task.id for task in [first, *tasks]])
+"""
+    tasks = ast.literal_eval(rabbitmq.python(code))
+    # The first has "died" of its countdown already. Then somebody rejects it.
+    code = """
+from stack import queues
+channel = queues.connect().default_channel
+message = channel.basic_get("crawl")
+print(message and channel.basic_reject(message.delivery_tag, requeue=False))
+"""
+    wait_for("the countdown is over", lambda: ready(rabbitmq, "crawl"))
+    rabbitmq.python(code)
+    wait_for("all are dead", lambda: ready(rabbitmq, "dead.letters") == 4)
+    try:
+        yield tasks
+    finally:
+        rabbitmq.manage("failed", "--dead-letters", "--drop", "all", "--yes")
+        rabbitmq.start("worker-crawl")
+
+
+def test_who_is_killed_while_dead_letters_are_sent_again_loses_none(
+    rabbitmq: Stack, four_dead: list[str]
+) -> None:
+    """Once when all are taken, and once when the first is in its queue and not yet deleted."""
+    kill = "lambda *args: os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import os, signal, django; django.setup(); from stack import failed;"
+        "from stack.brokers import dead_letters;"
+        "dead_letters.Hand.{0} = {1}; list(failed.change_letters(lambda entry: {2}, True))"
+    )
+    for name, chosen, sent in (("put_back", "False", 0), ("remove", "True", 1)):
+        script = code.format(name, kill, chosen)
+        done = rabbitmq.containers()["web-a"].exec_run(["python", "-c", script])
+        assert done.exit_code == 137, done.output
+        wait_for("all are back", lambda: ready(rabbitmq, "dead.letters") == 4)
+        assert ready(rabbitmq, "crawl") == sent
+
+
+def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(
+    rabbitmq: Stack, four_dead: list[str]
+) -> None:
+    session = requests.Session()
+    session.cookies.update(rabbitmq.staff())
+    url = f"{rabbitmq.url}/status/failed/"
+
+    def look() -> str:
+        text = session.get(url).text
+        fields = re.findall(r'name="(csrfmiddlewaretoken|kind|until)" value="(.+?)"', text)
+        form.update(fields)
+        return html.unescape(re.sub(r"<[^>]+>", " ", text))
+
+    def change(do: str, **fields: str) -> str:
+        data = {"csrfmiddlewaretoken": form["csrfmiddlewaretoken"], "do": do, "dead": ""}
+        return session.post(f"{url}change/", data=data | fields).text
+
+    form: dict[str, str] = {}
+    text = look()
+    assert re.search(r"Dead letter, rejected in crawl:\s+1 task, the newest", text)
+    assert re.search(r"Dead letter, expired in crawl:\s+3 tasks, the newest", text)
+    assert [task for task in four_dead if text.count(f" {task} ")] == four_dead
+    assert "It expired before a worker took it." in text
+    assert '{"steps": 1}' in text
+    keys = dict(
+        re.findall(
+            r"<code>([0-9a-f-]{36})</code>.*?name=\"id\" value=\"(.+?)\"",
+            session.get(url).text,
+            re.DOTALL,
+        )
+    )
+
+    # To the queue where it died, not to the one where it waited for its countdown.
+    assert "1 task sent again." in change("retry", id=keys[four_dead[0]])
+    assert "1 task dropped." in change("drop", id=keys[four_dead[1]])
+    assert "another has sent them again or dropped them" in change("drop", id=keys[four_dead[1]])
+    assert ready(rabbitmq, "crawl") == 1
+    rabbitmq.start("worker-crawl")
+    assert rabbitmq.result(four_dead[0]).startswith("Done by crawl@")
+
+    look()
+    question = change("retry", kind=form["kind"])
+    assert "Send 2 tasks again?" in question
+    until = html.unescape(re.search(r'name="until" value="(.+?)"', question)[1])
+    assert ready(rabbitmq, "dead.letters") == 2
+    assert "2 tasks sent again." in change("retry", kind=form["kind"], until=until, sure="")
+    for task in four_dead[2:]:  # they do not expire again
+        assert rabbitmq.result(task).startswith("Done by crawl@")
+    assert "No task has failed." in look() or "Dead letter" not in look()
+
+    logs = rabbitmq.compose("logs", "--no-log-prefix", "web-a", "web-b")
+    lines = [json.loads(line) for line in logs.splitlines() if '"stack.failed"' in line]
+    done = [(line["task_id"], " dropped " in line["message"]) for line in lines]
+    assert sorted(done) == sorted((task, task == four_dead[1]) for task in four_dead)
+    assert {line["user"].isdecimal() for line in lines} == {True}
+    assert all(line["request_id"] for line in lines)
+
+
 def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     rabbitmq: Stack,
 ) -> None:
     ledger = Ledger(rabbitmq)
-    count, look, send_back, drop = rabbitmq.manual("broker.md", "Dead letters")
+    look, send_back, drop = rabbitmq.manual("broker.md", "Dead letters")
 
     def dead() -> int:
-        return int(re.search(r"^dead\.letters\s+(\d+)$", rabbitmq.shell(count), re.MULTILINE)[1])
+        return dead_letters(rabbitmq)
 
     rabbitmq.compose("stop", "worker-crawl")
     ledger.send("poison", "poison", 1)
@@ -203,7 +327,7 @@ def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     assert ledger.ask("started, done", "poison") == ["6", "0"]
     rabbitmq.start("cache")
 
-    assert "poison-0" in rabbitmq.shell(look)
+    assert 'dead letter: delivery_limit ["poison-0"] {}' in rabbitmq.shell(look)
     assert dead() == 1, "looking took it"
     rabbitmq.shell(send_back)
     wait_for("it runs again", lambda: ledger.ask("started", "poison") == ["11"])

@@ -144,6 +144,7 @@ def test_staff_pages_require_a_log_in(production: Stack) -> None:
     for path in (
         "status/",
         "status/live/",
+        "status/failed/",
         f"status/sample/{task}/",
         "admin/",
         "admin/accounts/user/add/",
@@ -151,7 +152,8 @@ def test_staff_pages_require_a_log_in(production: Stack) -> None:
         answer = production.get(f"/{path}")
         assert answer.status_code == 302, path
         assert answer.headers["Location"].startswith("/admin/login/?next="), path
-    assert requests.post(f"{production.url}/status/sample/", timeout=60).status_code == 403
+    for path in ("status/sample/", "status/failed/change/"):
+        assert requests.post(f"{production.url}/{path}", timeout=60).status_code == 403, path
     for path in ("/.env", "/.git/config", "/compose.yaml", "/config/settings.py", "/__debug__/"):
         assert production.get(path).status_code == 404, path
     assert production.get("/healthz").text == "ok"

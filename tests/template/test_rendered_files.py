@@ -112,6 +112,7 @@ stack/__init__.py
 stack/activity.py
 stack/apps.py
 stack/brokers/__init__.py
+stack/brokers/dead_letters.py
 stack/brokers/other.py
 stack/brokers/rabbitmq.py
 stack/brokers/redis.py
@@ -130,12 +131,14 @@ stack/celery/task.py
 stack/checks.py
 stack/dashboard/__init__.py
 stack/dashboard/apps.py
+stack/dashboard/failures.py
 stack/dashboard/live.py
 stack/dashboard/runbook.py
 stack/dashboard/static/stack/dashboard.css
 stack/dashboard/static/stack/dashboard.js
 stack/dashboard/static/stack/icon.svg
 stack/dashboard/templates/stack/dashboard.html
+stack/dashboard/templates/stack/failed.html
 stack/dashboard/templates/stack/runbook.html
 stack/dashboard/urls.py
 stack/dashboard/views.py
@@ -186,6 +189,7 @@ stack/tests/test_contract.py
 stack/tests/test_dashboard.py
 stack/tests/test_django_tasks.py
 stack/tests/test_ensure_admin.py
+stack/tests/test_failed_page.py
 stack/tests/test_health.py
 stack/tests/test_heartbeat.py
 stack/tests/test_lint_migrations.py

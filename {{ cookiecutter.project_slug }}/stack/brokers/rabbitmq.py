@@ -12,8 +12,7 @@ from typing import Any
 
 from celery import current_app
 from celery.app import base
-from celery.contrib.migrate import State, move
-from kombu import Connection, Exchange, Message, Queue
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from kombu.transport.base import StdChannel
@@ -21,7 +20,7 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from stack.environment import env
 
-# Messages that no worker could take; docs/broker.md explains what to do with them.
+# Messages that no worker could take; dead_letters.py shows them.
 DEAD_LETTERS = Queue(
     "dead.letters",
     queue_arguments={
@@ -159,17 +158,6 @@ REMOTE_CONTROL = True
 
 def mark_redelivered(message: Any) -> None:
     """Do nothing: RabbitMQ marks it."""
-
-
-def redeliver() -> State:
-    """Move each dead letter back to the queue it came from; the State's `filtered` counts them."""
-
-    def origin(body: object, message: Message) -> tuple[str, str]:
-        queue = message.headers["x-first-death-queue"]
-        return queue, queue  # the exchange has the same name
-
-    # celery-types does not know that it accepts queues, too. It ends after 5 s without a message.
-    return move(origin, source=[DEAD_LETTERS], timeout=5)  # type: ignore[list-item]
 
 
 AGE_UNKNOWN = "RabbitMQ does not report how long a task has waited without delivering it."

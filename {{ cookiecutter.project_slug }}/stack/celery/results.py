@@ -8,6 +8,7 @@ one of the two is missing, and no task waits until its result is on the disk.
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from celery import current_app, states
@@ -16,12 +17,21 @@ from celery.app.task import Context, get_actual_ignore_result  # type: ignore[at
 from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend
 from celery.backends.rpc import RPCBackend
+from celery.utils.saferepr import saferepr
 
 from stack import activity, brokers, logs
 
 from .task import Task
 
 FAILED = "failed"  # ids in the order of their failures, beside the results themselves
+TAKEN = "failed.taken"  # those that somebody is about to send again, and when that began
+LONGEST = 60  # seconds that this takes; then who began it was killed
+# Two who want the same task: one of them gets it.
+TAKE = """
+if redis.call('zrem', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('zadd', KEYS[2], ARGV[2], ARGV[1])
+return 1
+"""
 KEPT = 1000
 LARGEST = 4096  # characters of a result; a larger one would delay what else the main process does
 
@@ -90,9 +100,30 @@ def message(request: Context) -> dict[str, Any]:
     options["priority"] = (request.delivery_info or {}).get("priority")
     # It is a new attempt: it has all its retries, and has not expired.
     left_out = ("retries", "expires")
-    return {
+    return hidden(request, request.args, request.kwargs) | {
         name: value for name, value in options.items() if value is not None and name not in left_out
     }
+
+
+def hidden(headers: Any, args: Any, kwargs: Any) -> dict[str, str]:
+    """
+    Return argsrepr and kwargsrepr of a message where its producer has set them, to hide arguments.
+
+    https://docs.celeryq.dev/en/stable/userguide/tasks.html#hiding-sensitive-information-in-arguments
+    """
+    # As Celery sets them; what was a tuple arrives as a list.
+    values = {"argsrepr": [args, tuple(args or ())], "kwargsrepr": [kwargs]}
+    own = {
+        name: {saferepr(value, current_app.amqp.argsrepr_maxsize) for value in given}
+        for name, given in values.items()
+    }
+    given = {name: headers.get(name) for name in own}
+    return {name: text for name, text in given.items() if text and text not in own[name]}
+
+
+def is_failure(meta: dict[str, Any]) -> bool:
+    """Return whether a result is that of a task that failed, as it is stored here."""
+    return meta["status"] == states.FAILURE and bool(meta.get("name"))
 
 
 class Results(RedisBackend):
@@ -168,19 +199,31 @@ class Results(RedisBackend):
 
     def failed(self, limit: int = KEPT) -> dict[str, dict[str, Any]]:
         """Return what is stored about the last failed tasks by their ids, the last one first."""
-        ids = [task_id.decode() for task_id in self.client.zrevrange(FAILED, 0, limit - 1)]
-        found = {task_id: self.get_task_meta(task_id) for task_id in ids}
-        # Results expire, and this list does not.
-        return {
-            task_id: meta
-            for task_id, meta in found.items()
-            if meta["status"] == states.FAILURE and meta.get("name")
-        }
+        return dict(self.each_failed(limit))
+
+    def each_failed(self, limit: int = KEPT) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the same one by one: arguments may be large."""
+        for lost in self.client.zrangebyscore(TAKEN, 0, time.time() - LONGEST):
+            self.put_failed_back(lost.decode())
+        for task_id in self.client.zrevrange(FAILED, 0, limit - 1):
+            meta = self.get_task_meta(task_id.decode())
+            # Results expire, and this list does not.
+            if is_failure(meta):
+                yield task_id.decode(), meta
 
     def take_failed(self, task_id: str) -> bool:
-        """Remove a task from the list; return whether it was there, which is true once."""
-        return bool(self.client.zrem(FAILED, task_id))
+        """
+        Take a task from the list; return whether it was there, which is true once.
+
+        It is on the list again after a minute, unless `put_failed_back` or `remove_taken` is called.
+        """
+        return bool(self.client.eval(TAKE, 2, FAILED, TAKEN, task_id, time.time()))
 
     def put_failed_back(self, task_id: str) -> None:
         """Put a task on the list again."""
         self.client.zadd(FAILED, {task_id: time.time()})
+        self.remove_taken(task_id)
+
+    def remove_taken(self, task_id: str) -> None:
+        """Forget that a task was on the list."""
+        self.client.zrem(TAKEN, task_id)

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import views
+from . import failures, views
 
 app_name = "stack_dashboard"
 urlpatterns = [
@@ -8,6 +8,8 @@ urlpatterns = [
     path("live/", views.stream, name="stream"),
     path("sample/", views.send, name="send"),
     path("retry/", views.retry, name="retry"),
+    path("failed/", failures.index, name="failed"),
+    path("failed/change/", failures.change, name="failed_change"),
     path("run/", views.run, name="run"),
     path("runbook/", views.runbook, name="runbook"),
     path("sample/<uuid:task_id>/", views.status, name="status"),

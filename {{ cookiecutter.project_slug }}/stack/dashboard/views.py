@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from celery import current_app, states
+from celery import current_app
 from celery.schedules import crontab, maybe_schedule
 from celery.schedules import schedule as interval
 from django.conf import settings
@@ -132,27 +132,20 @@ def when(schedule: Any) -> str:
 async def retry(request: HttpRequest) -> JsonResponse:
     """Send the failed task with the form's id again; returns 202, or 409 and why it is not sent."""
     task_id = request.POST.get("id", "")
-    if error := await sync_to_async(send_again, thread_sensitive=False)(task_id):
+    user = str((await request.auser()).pk)
+    if error := await sync_to_async(send_again, thread_sensitive=False)(task_id, user):
         return JsonResponse({"error": error}, status=409)
     # Until it has ended again, its result is that of the failure.
     return JsonResponse({"id": task_id, "follow": False}, status=202)
 
 
-def send_again(task_id: str) -> str:
+def send_again(task_id: str, user: str) -> str:
     """Send a failed task again, as ./manage.py failed --retry does; return why not, or ""."""
-    backend = current_app.backend
-    if not isinstance(backend, Results):
-        return failed.ONLY_REDIS
-    meta = backend.get_task_meta(task_id)
-    if meta["status"] != states.FAILURE or not meta.get("name"):
-        return "This task is not a failed one any more."
-    if reason := failed.why_not(task_id, meta):
-        return reason
     try:
-        is_sent = failed.send(backend, task_id, meta)
-    except OperationalError as error:
+        (done,) = failed.logged(failed.change_tasks([task_id], again=True), True, user)
+    except (OperationalError, ValueError) as error:
         return str(error)
-    return "" if is_sent else "It has been sent again already."
+    return done.why_not
 
 
 @require_POST

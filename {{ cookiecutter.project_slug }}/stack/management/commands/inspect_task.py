@@ -1,4 +1,3 @@
-import json
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from stack import logs
+from stack import failed, logs
 from stack.celery.results import why_unknown
 from stack.management import table
 
@@ -78,15 +77,11 @@ def result_rows(meta: dict[str, Any]) -> dict[str, str]:
     for name, key in (("task", "name"), ("queue", "queue"), ("worker", "worker")):
         if meta.get(key):
             rows[name] = meta[key]
-    if meta.get("body"):  # a message that could not be read
-        rows["body"] = meta["body"]
-    elif "args" in meta:
-        rows |= {"args": json.dumps(meta["args"]), "kwargs": json.dumps(meta["kwargs"])}
+    rows |= failed.arguments(meta)
     if meta.get("request_id"):
         rows["request"] = meta["request_id"]
     if meta.get("date_done"):
-        ended = datetime.fromisoformat(str(meta["date_done"]))  # text in Redis, a date in databases
-        rows["ended"] = moment(ended if ended.tzinfo else datetime.fromisoformat(f"{ended}Z"))
+        rows["ended"] = moment(failed.ended(meta))
     if isinstance(result, BaseException):
         rows["error"] = f"{type(result).__name__}: {result}"
     elif state == states.SUCCESS:
@@ -104,7 +99,6 @@ def worker_rows(state: str, about: Any) -> dict[str, str]:
         "task": about["name"],
         "queue": logs.queue(Context(about)),
         "worker": about["hostname"],
-        "args": json.dumps(about["args"]),
-        "kwargs": json.dumps(about["kwargs"]),
+        **failed.arguments(about),
         "started": moment(datetime.fromtimestamp(begun).astimezone()) if begun else "-",
     }
