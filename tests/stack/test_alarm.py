@@ -178,7 +178,10 @@ def test_a_test_says_what_is_sent_and_what_is_missing(alarm: Alarm, receivers: R
 
 
 def test_a_damaged_file_is_replaced(alarm: Alarm) -> None:
-    for text in ("{", "[]", '{"known": {"x": {"since": "now"}}}', ""):
+    for text in (
+        "{",
+        '{"known": {"x": {"problem": "x", "subject": "", "sentence": "", "since": "now"}}}',
+    ):
         (alarm.folder / ".alarm.json").write_text(text)
         alarm.run()
         assert alarm.problems() == {}

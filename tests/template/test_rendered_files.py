@@ -46,6 +46,7 @@ docs/development.md
 docs/example.md
 docs/how-to.md
 docs/logs.md
+docs/monitoring.md
 docs/production.md
 docs/security.md
 docs/upgrade.md
@@ -190,6 +191,7 @@ stack/tests/test_logs.py
 stack/tests/test_middleware.py
 stack/tests/test_ops.py
 stack/tests/test_outbox.py
+stack/tests/test_pings.py
 stack/tests/test_private_apis.py
 stack/tests/test_queues.py
 stack/tests/test_redis_transport.py

@@ -4,7 +4,6 @@ import json
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.stack.stack import Stack, wait_for
@@ -17,7 +16,7 @@ import json, mailbox
 mails = list(mailbox.Maildir("/tmp/mail", create=False))
 mails.sort(key=lambda mail: mail.get_date())
 read = lambda mail: mail.get_payload(decode=True).decode()
-print(json.dumps([(mail["Subject"], read(mail)) for mail in mails]))
+print(json.dumps([(" ".join(mail["Subject"].split()), read(mail)) for mail in mails]))
 """
 # Makes what was seen so many seconds older, and what the last run complained of unknown.
 AGE = """
@@ -101,19 +100,12 @@ class Alarm:
 
     def problems(self) -> dict[str, str]:
         """Return the sentence of each problem that the last run has seen, by its key."""
-        known = json.loads((self.folder / ".alarm.json").read_text())["known"]
-        newest = max((entry["seen"] for entry in known.values()), default=0)
-        return {key: each["sentence"] for key, each in known.items() if each["seen"] == newest}
+        state = json.loads((self.folder / ".alarm.json").read_text())
+        known, looks = state["known"], [looks[-1][0] for looks in state["restarts"].values()]
+        last = max([*looks, *(entry["seen"] for entry in known.values())])
+        return {key: each["sentence"] for key, each in known.items() if each["seen"] == last}
 
 
 def exec_in(folder: Path, code: str) -> None:
     """Run code in a folder."""
     subprocess.run(["python3", "-c", code], cwd=folder, check=True)
-
-
-def lasts(alarm: Alarm, seconds: float, look: Callable[[], object] = lambda: None) -> None:
-    """Run it, let time pass, and run it again."""
-    alarm.run()
-    look()
-    alarm.age(seconds)
-    alarm.run()
