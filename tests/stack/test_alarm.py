@@ -187,10 +187,14 @@ def test_a_damaged_file_is_replaced(alarm: Alarm) -> None:
         assert alarm.problems() == {}
 
 
-def test_an_engine_that_hangs_or_is_gone_is_a_problem(alarm: Alarm, tmp_path: Path) -> None:
-    alarm.env["DOCKER_HOST"] = f"unix://{tmp_path}/none.sock"
+def test_what_was_seen_before_a_boot_has_not_lasted(alarm: Alarm) -> None:
+    alarm.env["DOCKER_HOST"] = "unix:///none.sock"
     alarm.run()
     assert alarm.problems().keys() == {"engine-gone"}
+    alarm.age(float(Path("/proc/uptime").read_text().split()[0]) + 10)
+    alarm.run()
+    assert alarm.problems().keys() == {"engine-gone"}
+    assert not alarm.is_on("engine-gone")
 
 
 def test_a_deploy_may_take_longer(production: Stack, alarm: Alarm) -> None:
