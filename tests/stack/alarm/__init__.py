@@ -105,6 +105,10 @@ class Alarm:
         last = max([*looks, *(entry["seen"] for entry in known.values())])
         return {key: each["sentence"] for key, each in known.items() if each["seen"] == last}
 
+    def is_on(self, key: str) -> bool:
+        """Return whether a problem has lasted."""
+        return json.loads((self.folder / ".alarm.json").read_text())["known"][key]["on"]
+
 
 def exec_in(folder: Path, code: str) -> None:
     """Run code in a folder."""
