@@ -29,9 +29,14 @@ def receivers() -> Iterator[Receivers]:
 
 @pytest.fixture
 def alarm(production: Stack, receivers: Receivers, tmp_path: Path) -> Alarm:
-    """ops/alarm of the stack, which sends to them; nothing is wrong."""
-    alarm = Alarm(production, tmp_path, **receivers.settings())
-    wait_for("nothing is wrong", lambda: not alarm.run() and not alarm.problems())
+    """ops/alarm of the stack, which sends to them."""
+    return Alarm(production, tmp_path, **receivers.settings())
+
+
+@pytest.fixture
+def no_engine(alarm: Alarm) -> Alarm:
+    """The same, where Docker does not answer."""
+    alarm.env["DOCKER_HOST"] = "unix:///none.sock"
     return alarm
 
 
@@ -61,6 +66,7 @@ def test_a_problem_is_mailed_once_when_it_has_lasted_and_once_when_it_is_over(
 ) -> None:
     name = f"{production.slug}-vm-{os.uname().nodename}".lower()
     before, title = len(receivers.mails()), f"{production.slug} on {os.uname().nodename}"
+    wait_for("nothing is wrong", lambda: not alarm.run() and not alarm.problems())
     production.compose("stop", "proxy")  # nothing else is wrong then: it was stopped on purpose
     try:
         alarm.run()
@@ -78,8 +84,6 @@ def test_a_problem_is_mailed_once_when_it_has_lasted_and_once_when_it_is_over(
         path, body = receivers.pings(name)[-1]
         assert path == "/fail?create=1"
         assert body.startswith("site-down: The site is down: port")
-        alarm.age(600)
-        alarm.run()
     finally:
         production.start("proxy")
     # Back, and away once more: it flaps.
@@ -104,9 +108,9 @@ def test_a_problem_is_mailed_once_when_it_has_lasted_and_once_when_it_is_over(
 
 
 def test_what_is_wrong_is_found_and_mailed_together(
-    broken: list[str], production: Stack, receivers: Receivers, alarm_of_broken: Alarm
+    broken: list[str], production: Stack, receivers: Receivers, alarm: Alarm
 ) -> None:
-    alarm, before = alarm_of_broken, len(receivers.mails())
+    before = len(receivers.mails())
     backups = alarm.folder / "backups"
     backups.mkdir()
     old = backups / f"{production.slug}-20261101T030000Z.tar"
@@ -123,13 +127,13 @@ def test_what_is_wrong_is_found_and_mailed_together(
     for key, sentence in expected.items():
         assert alarm.problems()[key].startswith(sentence)
     alarm.age(300)
-    receivers_are_away = alarm.folder / ".env"
-    text = receivers_are_away.read_text()
-    receivers_are_away.write_text(re.sub(r"(?m)^EMAIL_PORT=.*", "EMAIL_PORT=1", text))
+    env = alarm.folder / ".env"
+    text = env.read_text()
+    env.write_text(re.sub(r"(?m)^EMAIL_PORT=.*", "EMAIL_PORT=1", text))
     printed = alarm.run()
     assert "The mail to ALARM_EMAIL could not be sent" in printed
     assert alarm.run() == ""  # it says so once
-    receivers_are_away.write_text(text)
+    env.write_text(text)
     alarm.run()
     ((subject, mail),) = receivers.mails()[before:]
     assert all(key in subject for key in expected)
@@ -140,19 +144,14 @@ def test_what_is_wrong_is_found_and_mailed_together(
     alarm.age(300)
     alarm.run()
     ((subject, mail),) = receivers.mails()[before + 1 :]
-    assert f"over: {next(iter(expected))}" in subject
+    assert ": over: " in subject
+    assert all(key in subject for key in expected)
     assert mail.count("Since") == 4
     secrets = {
         value for name, value in production.settings.items() if re.search("PASSWORD|KEY", name)
     }
     everything = json.dumps([receivers.mails(), receivers.pings("")])
     assert not [secret for secret in {*secrets, KEY} if secret and secret in everything]
-
-
-@pytest.fixture
-def alarm_of_broken(production: Stack, receivers: Receivers, tmp_path: Path) -> Alarm:
-    """ops/alarm of the stack, which sends to them."""
-    return Alarm(production, tmp_path, **receivers.settings())
 
 
 def test_a_test_says_what_is_sent_and_what_is_missing(alarm: Alarm, receivers: Receivers) -> None:
@@ -177,38 +176,36 @@ def test_a_test_says_what_is_sent_and_what_is_missing(alarm: Alarm, receivers: R
     assert KEY not in printed
 
 
-def test_a_damaged_file_is_replaced(alarm: Alarm) -> None:
+def test_a_damaged_file_is_replaced(no_engine: Alarm) -> None:
     for text in (
         "{",
         '{"known": {"x": {"problem": "x", "subject": "", "sentence": "", "since": "now"}}}',
     ):
-        (alarm.folder / ".alarm.json").write_text(text)
-        alarm.run()
-        assert alarm.problems() == {}
+        (no_engine.folder / ".alarm.json").write_text(text)
+        no_engine.run()
+        assert no_engine.problems().keys() == {"engine-gone"}
 
 
-def test_what_was_seen_before_a_boot_has_not_lasted(alarm: Alarm) -> None:
-    alarm.env["DOCKER_HOST"] = "unix:///none.sock"
-    alarm.run()
-    assert alarm.problems().keys() == {"engine-gone"}
-    alarm.age(float(Path("/proc/uptime").read_text().split()[0]) + 10)
-    alarm.run()
-    assert alarm.problems().keys() == {"engine-gone"}
-    assert not alarm.is_on("engine-gone")
+def test_what_was_seen_before_a_boot_has_not_lasted(no_engine: Alarm) -> None:
+    no_engine.run()
+    assert no_engine.problems().keys() == {"engine-gone"}
+    no_engine.age(float(Path("/proc/uptime").read_text().split()[0]) + 10)
+    no_engine.run()
+    assert no_engine.problems().keys() == {"engine-gone"}
+    assert not no_engine.is_on("engine-gone")
 
 
-def test_a_deploy_may_take_longer(production: Stack, alarm: Alarm) -> None:
-    (alarm.folder / "versions").mkdir()
-    lock = alarm.folder / "versions" / "lock"
+def test_a_deploy_may_take_longer(no_engine: Alarm) -> None:
+    (no_engine.folder / "versions").mkdir()
+    lock = no_engine.folder / "versions" / "lock"
     with subprocess.Popen(
         ["flock", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as deploy:
-        alarm.env["DOCKER_HOST"] = "unix:///none.sock"
-        alarm.run()
-        alarm.age(300)
-        alarm.run()
-        assert not alarm.is_on("engine-gone")
+        no_engine.run()
+        no_engine.age(300)
+        no_engine.run()
+        assert not no_engine.is_on("engine-gone")
         deploy.stdin.close()
         deploy.wait(timeout=60)
-    alarm.run()
-    assert alarm.is_on("engine-gone")
+    no_engine.run()
+    assert no_engine.is_on("engine-gone")
