@@ -39,7 +39,8 @@ def complete(source: Any, **kwargs: object) -> None:
     own = source.task_routes or []
     by_name = {f"{name}.*": {"queue": name} for name in settings.QUEUES}
     source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
-    source.beat_schedule = pings.schedule() | source.beat_schedule
+    if scheduled := pings.schedule():
+        source.beat_schedule = scheduled | source.beat_schedule
 
 
 def verified(url: str | None) -> dict[str, str] | None:

@@ -1,5 +1,8 @@
 """Each queue pings its check at PING_URL, through beat's schedule and its worker."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +18,11 @@ from stack.tasks import ping
 from stack.testing import wait_for
 
 KEY = "the-ping-key"
+SHOW = """
+import os
+from celery.app.utils import find_app
+print(*find_app(os.environ["CELERY_APP"]).conf.beat_schedule)
+"""
 
 
 @pytest.fixture
@@ -62,6 +70,17 @@ def test_beat_sends_one_to_each_queue_whatever_else_its_schedule_has(receiver) -
     assert KEY not in str(pings.schedule())
 
 
+def test_they_are_in_the_schedule_that_each_scheduler_of_beat_reads() -> None:
+    def names(url: str) -> set[str]:
+        env = os.environ | {"PING_URL": url}
+        command = [sys.executable, "-c", SHOW]
+        return set(subprocess.check_output(command, env=env, text=True).split())
+
+    pinged = {f"stack-ping-{queue}" for queue in settings.QUEUES}
+    assert names("http://localhost/key") - names("") == pinged
+    assert names("") - pinged == names("") == {*settings.CELERY_BEAT_SCHEDULE}
+
+
 def test_without_a_url_there_is_nothing(monkeypatch: pytest.MonkeyPatch, worker) -> None:
     monkeypatch.delenv("PING_URL", raising=False)
     assert pings.schedule() == {}
@@ -99,7 +118,9 @@ def test_a_ping_that_fails_is_logged_once_without_the_url(
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("url", [f"nonsense {KEY}", f"ftp//{KEY}", f"http://[{KEY}", f"http://a b/{KEY}"])
+@pytest.mark.parametrize(
+    "url", [f"nonsense {KEY}", f"ftp//{KEY}", f"http://[{KEY}", f"http://a b/{KEY}"]
+)
 def test_no_failure_is_a_failed_task_or_shows_the_url(
     unreachable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:
