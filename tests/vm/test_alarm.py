@@ -21,6 +21,11 @@ class Watched:
         self.vm, self.receivers = vm, receivers
         self.unit = f"alarm@srv-{vm.stack.slug}"
         vm.run("systemctl", "stop", f"{self.unit}.timer")
+        self.forget()
+
+    def forget(self) -> None:
+        """Let it begin with nothing known, whatever the test before has left."""
+        self.vm.here("rm -f .alarm.json")
 
     def look(self, seconds: float = 0) -> None:
         """Let it look, some seconds later."""
@@ -37,8 +42,15 @@ class Watched:
         return self.receivers.pings(f"{self.vm.stack.slug}-vm-")[-1]
 
 
+@pytest.fixture
+def watched(pinging: Watched) -> Watched:
+    """The same, with nothing known."""
+    pinging.forget()
+    return pinging
+
+
 @pytest.fixture(scope="module")
-def watched(vm: ProductionVm) -> Iterator[Watched]:
+def pinging(vm: ProductionVm) -> Iterator[Watched]:
     """The VM with the two lines in .env, and nothing wrong."""
     receivers = Receivers()
     vm.here("cp .env .env.before")

@@ -40,9 +40,11 @@ def schedule() -> dict[str, dict[str, Any]]:
     }
 
 
-def send(queue: str) -> None:
+def send(queue: str, worker: str | None) -> None:
     """
     Request the check of a queue; log when that fails, once.
+
+    Without COMPOSE_PROJECT_NAME the name of the project is what the worker has after its "@".
 
     Neither PING_URL nor what it contains is in a log line: who knows it can silence the alarm.
     """
@@ -50,7 +52,8 @@ def send(queue: str) -> None:
     url = env("PING_URL", default="")
     if not url or not is_due(queue):
         return
-    name = re.sub("[^a-z0-9_-]", "-", f"{env('COMPOSE_PROJECT_NAME', default='')}-{queue}".lower())
+    project = env("COMPOSE_PROJECT_NAME", default="") or (worker or "").rpartition("@")[2]
+    name = re.sub("[^a-z0-9_-]", "-", f"{project}-{queue}".lower())
     try:
         urllib.request.urlopen(f"{url.rstrip('/')}/{name}?create=1", timeout=TIMEOUT).close()  # noqa: S310
         failed = False

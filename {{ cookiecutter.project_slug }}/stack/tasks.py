@@ -34,4 +34,4 @@ def clear_sessions() -> None:
 @shared_task(bind=True, ignore_result=True)
 def ping(self: Task) -> None:
     """Show the dead man's switch at PING_URL that this queue is alive; beat sends it every minute."""
-    pings.send(logs.queue(self.request))
+    pings.send(logs.queue(self.request), self.request.hostname)

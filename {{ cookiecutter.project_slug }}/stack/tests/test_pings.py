@@ -84,7 +84,7 @@ def test_they_are_in_the_schedule_that_each_scheduler_of_beat_reads() -> None:
 def test_without_a_url_there_is_nothing(monkeypatch: pytest.MonkeyPatch, worker) -> None:
     monkeypatch.delenv("PING_URL", raising=False)
     assert pings.schedule() == {}
-    pings.send("default")
+    pings.send("default", None)
 
 
 @pytest.mark.django_db
@@ -97,12 +97,20 @@ def test_each_queue_requests_its_own_check(receiver: list[str], worker) -> None:
 
 def test_those_that_have_piled_up_are_one(receiver: list[str]) -> None:
     for _ in range(5):
-        pings.send("default")
+        pings.send("default", None)
     assert len(receiver) == 1
 
 
+def test_a_project_without_a_name_in_env_has_that_of_its_workers(
+    receiver: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMPOSE_PROJECT_NAME")
+    pings.send("default", "default@books")
+    assert receiver == [f"/{KEY}/books-default?create=1"]
+
+
 def test_a_name_is_one_that_the_service_accepts(receiver: list[str]) -> None:
-    pings.send("Über.mail")
+    pings.send("Über.mail", None)
     assert receiver == [f"/{KEY}/shop--ber-mail?create=1"]
 
 
@@ -110,7 +118,7 @@ def test_a_ping_that_fails_is_logged_once_without_the_url(
     unreachable, caplog: pytest.LogCaptureFixture
 ) -> None:
     for queue in ("a", "b", "c"):
-        pings.send(queue)
+        pings.send(queue, None)
     (record,) = caplog.records
     assert "Connection refused" in record.getMessage()
     assert KEY not in caplog.text
