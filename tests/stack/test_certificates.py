@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from . import acme
+from .alarm import Alarm
 from .stack import PATIENCE, PRODUCTION, Stack, wait_for
 
 HERE = Path(__file__).parent
@@ -139,6 +140,13 @@ def is_trusted(site: Stack) -> bool:
         return get(site, "/healthz", trusted=root(site))[0] == 200
     except OSError:
         return False
+
+
+def alarms(site: Stack, folder: Path) -> list[str]:
+    """Return what ops/alarm says of the certificate."""
+    alarm = Alarm(site, folder / str(time.monotonic()))
+    alarm.run()
+    return [text for key, text in alarm.problems().items() if key.startswith("certificate-")]
 
 
 def root(site: Stack, name: str = "authority") -> str:
@@ -266,13 +274,14 @@ def test_a_certificate_that_is_not_due_is_left_alone(site: Stack) -> None:
 
 
 def test_another_authority_has_its_own_account_and_its_short_certificate_is_unhealthy(
-    site: Stack,
+    site: Stack, tmp_path: Path
 ) -> None:
     def healthy() -> str:
         health = "bash /etc/nginx/certificates.sh health >/dev/null && echo yes || echo no"
         return site.compose("exec", "--no-TTY", "certificates", "bash", "-c", health).strip()
 
     assert healthy() == "yes"
+    assert alarms(site, tmp_path) == []
     sign_elsewhere(site)
     assert get(site, "/healthz", trusted=root(site, "other-authority"))[0] == 200
     accounts = site.compose(
@@ -281,6 +290,8 @@ def test_another_authority_has_its_own_account_and_its_short_certificate_is_unhe
     )
     assert accounts.strip() == "2"
     assert healthy() == "no"  # it ends within a week
+    (alarm,) = alarms(site, tmp_path)
+    assert alarm.startswith(f"The certificate of {NAMES[0]} expires on ")
 
 
 def test_half_an_account_and_a_lock_of_the_dead_are_no_obstacle(site: Stack) -> None:
@@ -397,7 +408,7 @@ def test_testssl_finds_nothing_that_is_not_explained(site: Stack) -> None:
 
 
 def test_files_of_ones_own_are_used_at_once_and_wrong_ones_refused(
-    site: Stack,
+    site: Stack, tmp_path: Path
 ) -> None:
     site.set(HTTPS="files")
     remove = "rm /srv/certificates/site.pem"
@@ -406,6 +417,8 @@ def test_files_of_ones_own_are_used_at_once_and_wrong_ones_refused(
     # With a certificate that stands in.
     wait_for("the site", lambda: get(site, "/healthz")[0] == 200)
     assert "there is no certificate to get" in site.compose("logs", "certificates")
+    (alarm,) = alarms(site, tmp_path)
+    assert alarm.startswith("The site has no certificate")
     (command,) = site.manual("production.md", "HTTPS")
     acme.self_signed(site.folder, *NAMES)
     own = (site.folder / "cert.pem").read_text()

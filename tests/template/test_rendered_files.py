@@ -72,6 +72,7 @@ notifications/migrations/0001_initial.py
 notifications/migrations/__init__.py
 notifications/models.py
 notifications/tasks.py
+ops/alarm
 ops/backup
 ops/common.py
 ops/deploy
@@ -85,6 +86,8 @@ ops/roll
 ops/rollback
 ops/rotate
 ops/status
+ops/systemd/alarm@.service
+ops/systemd/alarm@.timer
 ops/systemd/backup@.service
 ops/systemd/backup@.timer
 ops/systemd/revive@.service
@@ -173,6 +176,7 @@ stack/outbox/migrations/0001_initial.py
 stack/outbox/migrations/__init__.py
 stack/outbox/models.py
 stack/outbox/tasks.py
+stack/pings.py
 stack/problems.py
 stack/queues.py
 stack/requirements-dev.in
@@ -198,6 +202,7 @@ stack/tests/test_metrics.py
 stack/tests/test_middleware.py
 stack/tests/test_ops.py
 stack/tests/test_outbox.py
+stack/tests/test_pings.py
 stack/tests/test_private_apis.py
 stack/tests/test_problems.py
 stack/tests/test_queues.py
@@ -317,7 +322,7 @@ def test_only_commands_can_be_executed(project: Path) -> None:
     executable = {name for name in files(project) if (project / name).stat().st_mode & stat.S_IXUSR}
     commands = {name for name in files(project) if Path(name).parent == Path("ops")}
     commands.remove("ops/common.py")
-    assert len(commands) == 13
+    assert len(commands) == 14
     assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}
 
 

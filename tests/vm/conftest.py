@@ -40,7 +40,7 @@ def installed(bare: ProductionVm) -> Installed:
     bare.run(
         "sh", "-c", 'mkdir /etc/docker; echo \'{"log-level": "warn"}\' > /etc/docker/daemon.json'
     )
-    timers = [f"{name}@srv-{bare.stack.slug}.timer" for name in ("backup", "revive")]
+    timers = [f"{name}@srv-{bare.stack.slug}.timer" for name in ("alarm", "backup", "revive")]
     return Installed(
         vm=bare,
         printed=bare.install(),

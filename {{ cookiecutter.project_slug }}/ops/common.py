@@ -96,7 +96,7 @@ def values(words: list[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if not re.fullmatch("[A-Z][A-Z0-9_]*", name):
             raise Failed(f"--set takes NAME=VALUE or NAME, not {word}.")
-        if equals and re.search("(PASSWORD|KEY|SECRET|TOKEN|DSN)=|=.*://.*@", word):
+        if equals and re.search("(PASSWORD|KEY|SECRET|TOKEN|DSN|PING_URL)=|=.*://.*@", word):
             raise Failed(
                 f"Others can see this command line: use --set {name}, which reads the value."
             )
@@ -151,11 +151,13 @@ def run(*command: str, folder: Path | None = None, **options: Any) -> str:
     return done.stdout or ""
 
 
-def output(*command: str) -> str:
-    """Return what a command prints; "" when it fails or does not exist."""
+def output(*command: str, timeout: float | None = None) -> str:
+    """Return what a command prints; "" when it fails, does not exist or takes longer."""
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError:
+        return ""
+    except subprocess.TimeoutExpired:
         return ""
     return "" if done.returncode else done.stdout.strip()
 
@@ -358,7 +360,9 @@ def trial() -> str:
 def remove_trial() -> None:
     """Remove the container that an ops/release which was killed has left."""
     path = PROJECT / "versions" / "lock"
-    if path.exists() and output("docker", "ps", "--all", "--quiet", f"--filter=name=^{trial()}$"):
+    look = ("docker", "ps", "--all", "--quiet", f"--filter=name=^{trial()}$")
+    # That the engine hangs is for ops/alarm to report.
+    if path.exists() and output(*look, timeout=10):
         with suppress(Failed, OSError):  # a deploy is under way, or this is not the user's
             locked = lock(path, "the removal of what a deploy left")
             output("docker", "rm", "--force", trial())

@@ -3,6 +3,8 @@ import time
 from celery import Task, shared_task
 from django.core.management import call_command
 
+from . import logs, pings
+
 
 class SampleError(Exception):
     """The failure that was asked for."""
@@ -27,3 +29,9 @@ def sample(self: Task, steps: int = 5, pause: float = 0.3, fail: bool = False) -
 def clear_sessions() -> None:
     """Delete expired sessions; running it twice changes nothing."""
     call_command("clearsessions")
+
+
+@shared_task(bind=True, ignore_result=True)
+def ping(self: Task) -> None:
+    """Show the dead man's switch at PING_URL that this queue is alive; beat sends it every minute."""
+    pings.send(logs.queue(self.request), self.request.hostname)

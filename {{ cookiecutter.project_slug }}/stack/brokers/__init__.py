@@ -7,6 +7,7 @@ Each module defines
 - `transport_options(visibility_timeout, patience)`: kombu's options, both in seconds,
 - `EVENT_OPTIONS`: what differs from them on a worker's connection for events,
 - `REMOTE_CONTROL`: whether workers can be asked, and send events,
+- `URGENT`: the priority of a task that should be ahead of others,
 - `address(connection)`, in `other` only: host and port when CELERY_BROKER_URL names none,
 - `mark_redelivered(message)`: marks a message that is redelivered, where it does not say so by itself,
 - `check_capacity()`: raises kombu's OperationalError when the broker is known to refuse new tasks,

@@ -30,6 +30,7 @@ def has_fanout() -> bool:
 
 
 REMOTE_CONTROL = has_fanout()
+URGENT = 0  # kombu's default
 
 
 def queue(name: str) -> Queue:

@@ -25,6 +25,7 @@ if OWN_TRANSPORT:
 
 EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
 REMOTE_CONTROL = True
+URGENT = 0  # the first, which all have that set none
 
 
 def queue(name: str) -> Queue:

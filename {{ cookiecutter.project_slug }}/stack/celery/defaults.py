@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from stack import brokers
+from stack import brokers, pings
 from stack.environment import SERVICE, env, for_worker
 
 SOFT = 0.9  # of the hard time limit, when only one of the two is given
@@ -32,13 +32,15 @@ def complete(source: Any, **kwargs: object) -> None:
     Add to those of the project's settings that would replace all of the stack's.
 
     Tasks of an app with a queue's name go to that queue, after the project's own routes; options of the
-    broker hold that the project does not set.
+    broker hold that the project does not set; pings are in beat's schedule, whatever else is.
     """
     options = everything()["broker_transport_options"]
     source.broker_transport_options = options | source.broker_transport_options
     own = source.task_routes or []
     by_name = {f"{name}.*": {"queue": name} for name in settings.QUEUES}
     source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
+    if scheduled := pings.schedule():
+        source.beat_schedule = scheduled | source.beat_schedule
 
 
 def verified(url: str | None) -> dict[str, str] | None:
