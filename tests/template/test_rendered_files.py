@@ -50,6 +50,7 @@ docs/production.md
 docs/security.md
 docs/upgrade.md
 gunicorn.conf.py
+logging.yaml
 manage.py
 nginx/certificates.sh
 nginx/locations/README.md
