@@ -171,6 +171,7 @@ stack/requirements.in
 stack/sentry.py
 stack/settings.py
 stack/tasks.py
+stack/telemetry.py
 stack/templates/stack/unavailable.html
 stack/testing.py
 stack/tests/test_cache.py
