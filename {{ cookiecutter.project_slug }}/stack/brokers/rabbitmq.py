@@ -173,6 +173,7 @@ def redeliver() -> State:
 
 
 AGE_UNKNOWN = "RabbitMQ does not report how long a task has waited without delivering it."
+PURGE_COUNTS = True
 
 
 def oldest(channel: Any, queue: str) -> float | None:
