@@ -106,8 +106,17 @@ def test_a_health_check_is_quick_at_the_start_and_cheap_after_it(services: Servi
 def test_every_log_is_bounded(services: Services) -> None:
     for name, service in services.items():
         logging = service["logging"]
-        assert logging["driver"] in ("json-file", "local"), name
+        assert logging["driver"] == "json-file", name
         assert {"max-size", "max-file"} <= set(logging["options"]), name
+
+
+def test_one_setting_moves_the_logs_of_all_services(
+    defaults: Path, changed: Callable[..., Path], compose: Callable[..., dict], mode: str
+) -> None:
+    journal = changed(defaults, "# LOG_DRIVER=json-file", "LOG_DRIVER=journald")
+    for name, service in compose(journal, mode, "")["services"].items():
+        assert service["logging"]["driver"] == "journald", name
+        assert "max-size" not in service["logging"]["options"], name
 
 
 def test_every_service_has_no_capability_and_can_gain_none(services: Services) -> None:

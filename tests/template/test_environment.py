@@ -22,13 +22,15 @@ SECRET_NAMES = {
     "CACHE_PASSWORD",
 }
 
-# Read by others than this project's files: by ops/alarm, by compose, by Django's createsuperuser, by libpq.
+# Read by others than this project's files: by ops/alarm, by compose, by Django's createsuperuser, by
+# OpenTelemetry, by libpq.
 READ_BY_OTHERS = {
     "ALARM_EMAIL",
     "COMPOSE_FILE",
     "DJANGO_SUPERUSER_EMAIL",
     "DJANGO_SUPERUSER_PASSWORD",
     "DJANGO_SUPERUSER_USERNAME",
+    "OTEL_EXPORTER_OTLP_HEADERS",
     "PGSSLMODE",
     "PGSSLROOTCERT",
 }

@@ -174,6 +174,25 @@ def test_nginx_accepts_its_configuration(
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def test_nginx_does_not_start_with_a_folder_that_it_cannot_read(defaults: Path) -> None:
+    dockerfile = (defaults / "Dockerfile").read_text(encoding="utf-8")
+    image = next(line for line in dockerfile.splitlines() if line.endswith(" AS proxy")).split()[1]
+    done = subprocess.run(
+        [
+            *["docker", "run", "--rm", "--pull=never", "--network=none", "--user=101:101"],
+            # As where the files were made with a strict umask.
+            *["--tmpfs=/srv/nginx:mode=700", f"--volume={defaults}/nginx/start.sh:/start.sh:ro"],
+            *["--entrypoint=sh", image, "/start.sh", "-t", "-q"],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == ("The proxy, user 101, cannot read the folder nginx/: run chmod -R a+rX nginx")
+
+
 def test_ruff_finds_nothing_in_the_templates_own_python() -> None:
     own = [
         path

@@ -52,6 +52,7 @@ docs/runbook.md
 docs/security.md
 docs/upgrade.md
 gunicorn.conf.py
+logging.yaml
 manage.py
 nginx/certificates.sh
 nginx/locations/README.md
@@ -184,6 +185,7 @@ stack/requirements.in
 stack/sentry.py
 stack/settings.py
 stack/tasks.py
+stack/telemetry.py
 stack/templates/stack/unavailable.html
 stack/testing.py
 stack/tests/test_cache.py

@@ -1,6 +1,7 @@
 """From a bare VM to a site, and to its next version."""
 
 import errno
+import json
 import re
 import shlex
 import shutil
@@ -8,6 +9,8 @@ import stat
 import textwrap
 
 import pytest
+
+from tests.stack.stack import wait_for
 
 from .conftest import Installed
 from .load import QUEUES, Load
@@ -63,6 +66,22 @@ def test_the_manual_keeps_containers_from_the_metadata_service(vm: ProductionVm)
     vm.run("sh", "-c", textwrap.dedent(commands))
     assert reached().strip() == refused
     assert vm.running() == containers
+
+
+def test_the_journal_has_the_lines_and_so_has_ops_logs(vm: ProductionVm) -> None:
+    start = "docker compose up --detach --wait --no-deps worker-crawl"
+    try:
+        vm.here(f"echo LOG_DRIVER=journald >> .env && {start}")
+        code = "from stack.tasks import sample; print(sample.apply_async(kwargs={'steps': 1}, queue='crawl').id)"
+        task = vm.python(code)
+        # The first command of the manual.
+        search = vm.stack.manual("logs.md", "Logs elsewhere")[0].replace("default", "crawl").split()
+        wait_for("the line", lambda: task in vm.run(*search))
+        (line,) = (json.loads(line) for line in vm.run(*search).splitlines() if task in line)
+        assert (line["outcome"], line["queue"], line["request_id"]) == ("succeeded", "crawl", task)
+        assert task in vm.ops("logs", "--host", vm.host, "--no-follow", "worker-crawl")
+    finally:
+        vm.here(f"sed -i /^LOG_DRIVER=/d .env && {start}")
 
 
 def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm) -> None:

@@ -6,7 +6,7 @@ set -eu
 # In production the project's folder nginx/ is mounted, so that a deploy need not replace the container.
 folder=/srv/nginx
 [ -d $folder ] || folder=/etc/nginx
-if ! configuration=$(cat $folder/*.conf $folder/locations/* | sha256sum); then
+if ! configuration=$(cat $folder/*.conf $folder/locations/*); then
     echo "The proxy, user 101, cannot read the folder nginx/: run chmod -R a+rX nginx" >&2
     exit 1
 fi
@@ -72,5 +72,5 @@ if [ $servers = tls ] && [ ! -e /srv/certificates/site.pem ]; then
 fi
 
 nginx -p $folder -c nginx.conf -t -q
-echo "$configuration" >/tmp/loaded
+printf '%s\n' "$configuration" >/tmp/loaded
 exec nginx -p $folder -c nginx.conf -g "daemon off;" "$@"

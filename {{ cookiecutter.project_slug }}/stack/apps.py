@@ -1,5 +1,7 @@
 from django.apps import AppConfig
 
+from .environment import env
+
 
 class StackConfig(AppConfig):
     """The system checks, the management commands and the tasks of the stack."""
@@ -7,5 +9,10 @@ class StackConfig(AppConfig):
     name = "stack"
 
     def ready(self) -> None:
-        """Register the system checks."""
+        """Register the system checks; trace requests and tasks when .env says where to."""
         from . import checks  # noqa: F401
+
+        if env("OTEL_EXPORTER_OTLP_ENDPOINT", default=""):
+            from . import telemetry
+
+            telemetry.start()

@@ -21,6 +21,7 @@ Each module defines
   longer has; without those that workers have taken, or soon after,
 - `DEAD_LETTERS`: the queue for messages that no worker could take, None where there are none,
 - `dead_letters(connection)`: how many it holds; may raise OperationalError,
+- `PURGE_COUNTS`: whether kombu returns how many tasks it deleted when it purges a queue,
 - `exists(channel, queue)`: whether the broker knows a queue; ValueError, with one sentence, when tasks
   cannot be moved,
 - `move_tasks(channel, old, new)`: moves all tasks from one queue to another, the oldest first; yields how
@@ -35,6 +36,8 @@ from celery import current_app
 from django.core.exceptions import ImproperlyConfigured
 from kombu.transport import TRANSPORT_ALIASES
 
+from stack.environment import env
+
 MODULES = {
     "redis": "redis",
     "rediss": "redis",
@@ -42,6 +45,12 @@ MODULES = {
     "amqps": "rabbitmq",
     "pyamqp": "rabbitmq",
 }  # "other" for what else kombu knows
+# What commands say when it does not.
+NO_ANSWER = "The broker does not answer: " + (
+    "is CELERY_BROKER_URL in .env right, and the server up?"
+    if env("CELERY_BROKER_URL", default="")
+    else "docker compose ps broker"
+)
 # Of a task, as it is stored with an acknowledgement: database, key, seconds until it expires, value.
 Result = tuple[int, str, int, str]
 # How a task ended: what to count, and of its run time the bucket, the sum and the microseconds.

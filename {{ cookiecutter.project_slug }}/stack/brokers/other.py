@@ -106,6 +106,7 @@ def is_full() -> bool:
 AGE_UNKNOWN = (
     "This broker reports neither how long a task has waited nor queues that are not in QUEUES."
 )
+PURGE_COUNTS = SCHEME.lower() != "sqs"  # there kombu returns the sum of ten looks
 
 
 def oldest(channel: Any, queue: str) -> float | None:

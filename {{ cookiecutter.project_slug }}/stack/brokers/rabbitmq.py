@@ -163,6 +163,7 @@ def mark_redelivered(message: Any) -> None:
 
 
 AGE_UNKNOWN = "RabbitMQ does not report how long a task has waited without delivering it."
+PURGE_COUNTS = True
 
 
 def oldest(channel: Any, queue: str) -> float | None:

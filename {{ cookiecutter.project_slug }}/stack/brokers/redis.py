@@ -134,6 +134,7 @@ def result_database() -> int | None:
 
 
 AGE_UNKNOWN = ""  # nothing to explain: the function below knows it
+PURGE_COUNTS = True
 
 
 def oldest(channel: Any, queue: str) -> float | None:

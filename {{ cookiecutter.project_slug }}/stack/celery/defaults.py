@@ -15,6 +15,10 @@ from stack import brokers, pings
 from stack.environment import SERVICE, env, for_worker
 
 SOFT = 0.9  # of the hard time limit, when only one of the two is given
+# Seconds within which a producer's last attempt to reach the broker begins; a broker that accepts
+# connections and is silent costs up to 5 more. A request holds one of the few connections to the
+# database meanwhile, so the web waits as long as a short restart takes.
+PATIENCE = 3 if SERVICE == "web" else 20
 
 
 def for_settings() -> dict[str, Any]:
@@ -34,13 +38,20 @@ def complete(source: Any, **kwargs: object) -> None:
     Tasks of an app with a queue's name go to that queue, after the project's own routes; options of the
     broker hold that the project does not set; pings are in beat's schedule, whatever else is.
     """
-    options = everything()["broker_transport_options"]
-    source.broker_transport_options = options | source.broker_transport_options
+    source.broker_transport_options = transport_options() | source.broker_transport_options
     own = source.task_routes or []
     by_name = {f"{name}.*": {"queue": name} for name in settings.QUEUES}
     source.task_routes = [*(own if isinstance(own, list | tuple) else [own]), by_name]
     if scheduled := pings.schedule():
         source.beat_schedule = scheduled | source.beat_schedule
+
+
+def transport_options() -> dict[str, Any]:
+    """Return kombu's options for the broker."""
+    broker = brokers.module(settings.CELERY_BROKER_URL)
+    return broker.transport_options(
+        visibility_timeout=2 * settings.TASK_TIME_LIMIT, patience=PATIENCE
+    )
 
 
 def verified(url: str | None) -> dict[str, str] | None:
@@ -60,12 +71,8 @@ def everything() -> dict[str, Any]:
         raise ImproperlyConfigured(
             "A worker's TIME_LIMIT may not exceed TASK_TIME_LIMIT; raise TASK_TIME_LIMIT in .env."
         )
-    # Seconds within which a producer's last attempt to reach the broker begins; a broker that accepts
-    # connections and is silent costs up to 5 more. A request holds one of the few connections to the
-    # database meanwhile, so the web waits as long as a short restart takes.
-    patience = 3 if SERVICE == "web" else 20
     every_second = {
-        "max_retries": patience,
+        "max_retries": PATIENCE,
         "interval_start": 1,
         "interval_step": 0,
         "interval_max": 1,
@@ -114,15 +121,13 @@ def everything() -> dict[str, Any]:
         "worker_consumer": "stack.celery.consumer:Consumer",
         # Broker
         "broker_use_ssl": verified(settings.CELERY_BROKER_URL),
-        "broker_transport_options": broker.transport_options(
-            visibility_timeout=2 * settings.TASK_TIME_LIMIT, patience=patience
-        ),
+        "broker_transport_options": transport_options(),
         # Services start in any order and may be unavailable for long.
         # https://docs.celeryq.dev/en/stable/userguide/configuration.html#broker-connection-retry-on-startup
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         # When the broker is silent, all connections are in use; task.py ends a request's attempts with it.
-        "broker_pool_acquire_timeout": patience if SERVICE == "web" else None,
+        "broker_pool_acquire_timeout": PATIENCE if SERVICE == "web" else None,
         # https://docs.celeryq.dev/en/stable/userguide/calling.html#message-sending-retry
         "task_publish_retry_policy": every_second,
         # Results

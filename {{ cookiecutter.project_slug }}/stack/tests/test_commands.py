@@ -1,6 +1,8 @@
 import filecmp
 import os
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -70,6 +72,18 @@ def test_purge_queue_asks_first(three_wait, monkeypatch, answer: str | EOFError)
 def test_an_unknown_queue_is_refused(command: str) -> None:
     with pytest.raises(CommandError, match='There is no queue "unread", but default'):
         call_command(command, "unread")
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [("", "docker compose ps broker"), ("redis://mine", "CELERY_BROKER_URL in .env")],
+)
+def test_a_broker_that_does_not_answer_is_looked_for_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, url: str, hint: str
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    command = [sys.executable, "-c", "from stack import brokers; print(brokers.NO_ANSWER)"]
+    assert hint in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 # Queues that are gone -----------------------------------------------------------------------------

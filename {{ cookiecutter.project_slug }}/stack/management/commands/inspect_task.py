@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from stack import failed, logs
+from stack import brokers, failed, logs
 from stack.celery.results import why_unknown
 from stack.management import table
 
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         try:
             found = (current_app.control.inspect().query_task(task_id) or {}) if asked else {}
         except OperationalError as error:
-            raise CommandError("The broker does not answer: docker compose ps broker") from error
+            raise CommandError(brokers.NO_ANSWER) from error
         try:
             meta = NO_RESULT if unknown else current_app.backend.get_task_meta(task_id)
         except Exception as error:  # whatever the library of the result backend raises

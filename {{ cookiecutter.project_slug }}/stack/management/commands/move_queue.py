@@ -2,7 +2,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from kombu.exceptions import OperationalError
 
-from stack import queues
+from stack import brokers, queues
 
 
 class Command(BaseCommand):
@@ -32,5 +32,5 @@ class Command(BaseCommand):
         except ValueError as error:
             raise CommandError(str(error)) from error
         except OperationalError as error:
-            raise CommandError("The broker does not answer: docker compose ps broker") from error
+            raise CommandError(brokers.NO_ANSWER) from error
         self.stdout.write(f"Moved {queues.number(moved)} from {old} to {new}.")

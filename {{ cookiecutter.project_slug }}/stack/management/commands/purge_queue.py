@@ -4,7 +4,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from kombu.exceptions import OperationalError
 
-from stack import queues
+from stack import brokers, queues
 
 
 class Command(BaseCommand):
@@ -28,10 +28,10 @@ class Command(BaseCommand):
                 # As "celery purge" does.
                 channel: Any = connection.default_channel
                 count = channel.queue_purge(queue)
-                if connection.transport.driver_type == "sqs":
-                    count = tasks  # kombu returns the sum of ten looks
+                if not brokers.current().PURGE_COUNTS:
+                    count = tasks
         except OperationalError as error:
-            raise CommandError("The broker does not answer: docker compose ps broker") from error
+            raise CommandError(brokers.NO_ANSWER) from error
         self.stdout.write(f"Deleted {queues.number(count)} from {queue}.")
 
     def confirmed(self, queue: str, tasks: int) -> bool:

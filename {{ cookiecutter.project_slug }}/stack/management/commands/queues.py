@@ -29,7 +29,7 @@ class Command(BaseCommand):
                 waiting = queues.waiting(connection)
                 stranded = {} if queue else queues.stranded(connection)
         except OperationalError as error:
-            raise CommandError("The broker does not answer: docker compose ps broker") from error
+            raise CommandError(brokers.NO_ANSWER) from error
         try:
             workers, _ = activity.read(names)
         except redis.RedisError as error:

@@ -5,6 +5,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from kombu.exceptions import OperationalError
 
+from stack import brokers
 from stack.checks import workers
 from stack.management import table
 
@@ -51,7 +52,7 @@ class Command(BaseCommand):
             inspect = current_app.control.inspect(nodes, timeout=5)
             consumed = (inspect.active_queues() if nodes else None) or {}
         except OperationalError as error:
-            raise CommandError("The broker does not answer: docker compose ps broker") from error
+            raise CommandError(brokers.NO_ANSWER) from error
         answers = {node: said for reply in replies or [] for node, said in reply.items()}
         obeyed = [node for node, said in answers.items() if "ok" in said]
         rows = [(node, said.get("error") or rate) for node, said in sorted(answers.items())]
