@@ -9,5 +9,7 @@ urlpatterns = [
     path("sample/", views.send, name="send"),
     path("retry/", views.retry, name="retry"),
     path("run/", views.run, name="run"),
+    path("monitoring/", views.monitoring, name="monitoring"),
+    path("monitoring/allowed/", views.monitoring_allowed),  # for nginx
     path("sample/<uuid:task_id>/", views.status, name="status"),
 ]
