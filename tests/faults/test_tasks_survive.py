@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.runbook import follow, forget_what_was_counted, problems
 from tests.stack.stack import Stack, wait_for
 
 from . import faults
@@ -285,10 +286,17 @@ def test_a_full_broker_refuses_orders_and_lets_workers_go_on(stack: Stack, ledge
         assert refused.status_code == (500 if "The data was saved" in refused.text else 503)
         ready = stack.get("/readyz")
         assert (ready.status_code, ready.json()["broker"]) == (503, "full")
+        assert ("broker-full", "") in problems(stack)
         verdict = ledger.drain("beside-full")
         assert (verdict.accepted, verdict.lost, verdict.doubled) == (20, 0, 0)
     wait_for("orders are taken", lambda: order().status_code == 202)
     assert ledger.drain("full").lost == 0
+    follow(stack, "broker-full")
+    # It is named for ten minutes more.
+    wait_for("it is named", lambda: ("tasks-refused", "") in problems(stack))
+    follow(stack, "tasks-refused")
+    forget_what_was_counted(stack)
+    assert {"broker-full", "tasks-refused"}.isdisjoint(name for name, _ in problems(stack))
     assert since() == before
     wait_until_healthy(stack)
 

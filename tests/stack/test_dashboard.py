@@ -5,7 +5,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,15 +13,24 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Response
 
 from tests.faults.helpers import children, main_process
+from tests.runbook import follow, forget_what_was_counted, problems
 
 from .stack import Stack, wait_for
 
 UP = "Everything is up"
+BESIDE = {"exclude": [["#djDebug"], ["#djDebugRoot"]]}  # of the page, for axe
 
 
 def card(page: Page, queue: str) -> object:
     """Find what the page says of a queue."""
     return page.locator(f"[data-queue={queue}]")
+
+
+def sentence(page: Page, problem: str, text: str) -> None:
+    """Wait until the page says what is wrong, with a link to what to do."""
+    item = page.locator("#problems li").filter(has_text=text)
+    item.wait_for()
+    assert item.get_by_role("link").get_attribute("href") == f"/status/runbook/#{problem}"
 
 
 def wait_for_summary(page: Page, text: str) -> None:
@@ -33,6 +42,7 @@ def wait_for_summary(page: Page, text: str) -> None:
 
 
 def test_the_progress_bar_moves_and_ends_in_the_result(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
     answers: list[Response] = []
     page.on("response", lambda answer: answers.append(answer))
     page.goto(f"{laptop.url}/status/")
@@ -97,37 +107,79 @@ def test_what_is_done_shows_in_the_chart(laptop: Stack, page: Page) -> None:
 
 
 def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
     page.goto(f"{laptop.url}/status/")
     wait_for_summary(page, UP)
-    crawl = card(page, "crawl")
-    laptop.compose("stop", "worker-crawl")
+    default = card(page, "default")
+    laptop.compose("stop", "worker-default")
     try:
-        crawl.get_by_text("Worker down").wait_for()
-        wait_for_summary(page, "Down: worker-crawl")
-        crawl.get_by_text("Send a task").click()
-        crawl.get_by_text("Waiting until the worker is up again").wait_for()
-        crawl.locator(".waiting").get_by_text("1", exact=True).wait_for()
+        default.get_by_text("Worker down").wait_for()
+        wait_for_summary(page, "Down: worker-default")
+        sentence(page, "no-worker", "No worker consumes the queue default")
+        default.get_by_text("Send a task").click()
+        default.get_by_text("Waiting until the worker is up again").wait_for()
+        default.locator(".waiting").get_by_text("1", exact=True).wait_for()
+        laptop.python(
+            "from types import SimpleNamespace; from stack.celery import signals;"
+            "signals.time = SimpleNamespace(time=lambda: 1.0);"
+            "from stack.tasks import sample; sample.apply_async()"
+        )
+        sentence(page, "queue-stuck", "The queue default is behind: its oldest task has waited for")
+        follow(laptop, "no-worker")
     finally:
-        laptop.start("worker-crawl")
-    crawl.get_by_text(f"Done by crawl@{laptop.slug}.").wait_for()
+        laptop.start("worker-default")
+    default.get_by_text(f"Done by default@{laptop.slug}.").wait_for()
     wait_for_summary(page, UP)
+    assert "default@" in follow(laptop, "queue-stuck")
+    assert problems(laptop) == {}
+
+
+def test_what_to_do_is_on_the_page_of_the_runbook(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
+    laptop.compose("stop", "beat")
+    try:
+        laptop.python("from stack import activity; activity.store().delete('activity:beat')")
+        page.goto(f"{laptop.url}/status/")
+        sentence(page, "beat-silent", "beat is silent")
+        page.locator("#problems").get_by_role("link").click()
+        page.wait_for_url("**/status/runbook/#beat-silent")
+        heading = page.get_by_role("heading", name="beat-silent")
+        assert heading.evaluate("heading => heading.matches(':target')")
+        found = Axe().run(page, BESIDE, {"preload": False}).response["violations"]
+        assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+        follow(laptop, "beat-silent")
+    finally:
+        laptop.start("beat")
+    page.get_by_text("Status").click()
+    wait_for_summary(page, UP)
+
+
+def test_a_task_that_fails_again_and_again_is_named_until_it_succeeds(laptop: Stack) -> None:
+    failing = ("tasks-fail", "stack.tasks.sample")
+    assert failing not in problems(laptop)
+    for _ in range(5):
+        laptop.send("crawl", steps=1, pause=0, fail=True)
+    wait_for("it is named", lambda: failing in problems(laptop))
+    assert "SampleError: This task was sent to fail." in follow(laptop, "tasks-fail")
+    laptop.result(laptop.send("crawl", steps=1, pause=0))
+    wait_for("it is not", lambda: failing not in problems(laptop))
 
 
 def test_tasks_in_a_queue_without_a_worker_are_shown(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
     laptop.python(
         "from celery import current_app; from stack import brokers; from stack.tasks import sample; "
-        "current_app.amqp.queues.add(brokers.current().queue('gone')); "
-        "sample.apply_async(queue='gone')"
+        "current_app.amqp.queues.add(brokers.current().queue('old')); "
+        "sample.apply_async(queue='old')"
     )
     page.goto(f"{laptop.url}/status/")
-    try:
-        page.get_by_text("Tasks wait in queues without a worker: gone (1).").wait_for()
-    finally:
-        laptop.manage("purge_queue", "gone", "--yes")
-    page.locator("#stranded").wait_for(state="hidden")
+    sentence(page, "tasks-stranded", "The queue old holds 1 task and has no worker")
+    follow(laptop, "tasks-stranded")
+    wait_for_summary(page, UP)
 
 
 def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
     page.goto(f"{laptop.url}/status/")
     wait_for_summary(page, UP)
     container = laptop.containers()["worker-notify"]
@@ -144,16 +196,34 @@ def test_a_frozen_worker_shows_as_down(laptop: Stack, page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "place", "unknown", "known"),
+    ("service", "place", "unknown", "known", "problem", "fix"),
     [
-        ("broker", ".waiting", "\u2013", "0"),
-        ("cache", ".state", "Worker unknown", "Worker up"),
-        ("flower", ".state", "Worker up", "Worker up"),
+        (
+            *("broker", ".waiting", "\u2013", "0"),
+            *("broker-down", lambda stack: follow(stack, "broker-down")),
+        ),
+        (
+            *("cache", ".state", "Worker unknown", "Worker up"),
+            *("cache-down", lambda stack: follow(stack, "cache-down")),
+        ),
+        (
+            *("db", ".waiting", "0", "0"),
+            *("database-down", lambda stack: follow(stack, "database-down")),
+        ),
+        ("flower", ".state", "Worker up", "Worker up", "", lambda stack: stack.start("flower")),
     ],
 )
 def test_an_unavailable_service_is_named_until_it_is_back(
-    laptop: Stack, page: Page, service: str, place: str, unknown: str, known: str
+    laptop: Stack,
+    page: Page,
+    service: str,
+    place: str,
+    unknown: str,
+    known: str,
+    problem: str,
+    fix: Callable[[Stack], object],
 ) -> None:
+    forget_what_was_counted(laptop)
     page.goto(f"{laptop.url}/status/")
     wait_for_summary(page, UP)
     laptop.compose("stop", service)
@@ -162,6 +232,10 @@ def test_an_unavailable_service_is_named_until_it_is_back(
     try:
         state.get_by_text("down").wait_for()
         told.get_by_text(unknown, exact=True).wait_for()
+        if problem:
+            sentence(page, problem, "does not answer")
+            assert (problem, "") in problems(laptop)
+        fix(laptop)
     finally:
         laptop.start(service)
     state.get_by_text("up").wait_for()
@@ -172,6 +246,7 @@ def test_an_unavailable_service_is_named_until_it_is_back(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1180, 390])
 def test_everybody_can_read_it(laptop: Stack, page: Page, scheme: str, width: int) -> None:
+    forget_what_was_counted(laptop)
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
     page.goto(f"{laptop.url}/status/")
@@ -180,8 +255,7 @@ def test_everybody_can_read_it(laptop: Stack, page: Page, scheme: str, width: in
         card(page, "default").get_by_text(button).click()
         card(page, "default").get_by_text(words).wait_for()
         # "preload" has axe make style sheets of its own, which our Content-Security-Policy blocks.
-        beside = {"exclude": [["#djDebug"], ["#djDebugRoot"]]}
-        found = Axe().run(page, beside, {"preload": False}).response["violations"]
+        found = Axe().run(page, BESIDE, {"preload": False}).response["violations"]
         assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -238,6 +312,7 @@ def test_all_streams_share_one_query_of_the_broker(laptop: Stack) -> None:
 
 
 def test_listeners_are_bounded_and_a_closed_tab_frees_its_place(laptop: Stack, page: Page) -> None:
+    forget_what_was_counted(laptop)
     with streams(laptop, 50) as opened:
         for lines in opened:
             looks(lines, 1)
@@ -276,6 +351,7 @@ def test_staff_sees_all_of_it_under_the_content_security_policy(
         {"name": name, "value": value, "url": production.url} for name, value in staff.items()
     ]
     page.context.add_cookies(cookies)
+    forget_what_was_counted(production)
     policy = page.goto(f"{production.url}/status/").headers["content-security-policy"]
     assert policy == "default-src 'self'; frame-ancestors 'none'; object-src 'none'"
     wait_for_summary(page, UP)

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tests.runbook import follow, forget_what_was_counted, problems
+
 from .stack import Stack, wait_for
 
 QUEUES = ["crawl", "default", "notify"]
@@ -458,11 +460,25 @@ def test_readyz_names_the_dead_part_and_recovers(
         assert answer.status_code == 503
         assert [part for part, state in answer.json().items() if state == "down"] == [name]
         assert production.get("/healthz").status_code == 200
+        assert (f"{name}-down", "") in problems(production)
     finally:
         production.compose(begin, service)
     wait_for("all ready again", lambda: production.get("/readyz").status_code == 200)
     if end == "pause":
         production.restart_paused(service)
+
+
+def test_pages_that_fail_are_a_problem(production: Stack) -> None:
+    failing = ("requests-fail", "")
+    forget_what_was_counted(production)
+    for _ in range(10):
+        assert production.get("/probe/fail").status_code == 500
+    wait_for("it is named", lambda: failing in problems(production))
+    printed = follow(production, "requests-fail")
+    assert '"status":500' in printed
+    assert "MultiValueDictKeyError" in printed
+    forget_what_was_counted(production)
+    assert failing not in problems(production)
 
 
 # What an attacker sees ----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from tests.faults.helpers import Ledger, ledger_stack
+from tests.runbook import follow, problems
 
 from .stack import Stack, wait_for
 
@@ -220,6 +221,24 @@ def test_a_poison_that_cannot_be_counted_is_a_dead_letter_and_can_be_sent_back(
     wait_for("it is a dead letter", lambda: dead() == 1)
     rabbitmq.shell(drop)
     wait_for("there is none again", lambda: dead() == 0)
+
+
+def test_dead_letters_are_a_problem_until_they_are_sent_again(rabbitmq: Stack) -> None:
+    dead = ("dead-letters", "")
+    rabbitmq.compose("stop", "worker-notify")
+    try:
+        code = (
+            "from stack.tasks import sample;"
+            "print(sample.apply_async(kwargs={'steps': 1}, queue='notify', expires=1).id)"
+        )
+        task = rabbitmq.python(code)
+        # RabbitMQ counts a quorum queue every few seconds.
+        wait_for("it is named", lambda: dead in problems(rabbitmq))
+    finally:
+        rabbitmq.start("worker-notify")
+    assert task in follow(rabbitmq, "dead-letters")
+    assert rabbitmq.result(task) == f"Done by notify@{rabbitmq.slug}."
+    wait_for("it is gone", lambda: dead not in problems(rabbitmq))
 
 
 def test_a_worker_is_replaced_by_a_second_one_of_its_name(rabbitmq: Stack) -> None:

@@ -46,7 +46,9 @@ docs/development.md
 docs/example.md
 docs/how-to.md
 docs/logs.md
+docs/monitoring.md
 docs/production.md
+docs/runbook.md
 docs/security.md
 docs/upgrade.md
 gunicorn.conf.py
@@ -129,14 +131,17 @@ stack/checks.py
 stack/dashboard/__init__.py
 stack/dashboard/apps.py
 stack/dashboard/live.py
+stack/dashboard/runbook.py
 stack/dashboard/static/stack/dashboard.css
 stack/dashboard/static/stack/dashboard.js
 stack/dashboard/static/stack/icon.svg
 stack/dashboard/templates/stack/dashboard.html
+stack/dashboard/templates/stack/runbook.html
 stack/dashboard/urls.py
 stack/dashboard/views.py
 stack/database.py
 stack/environment.py
+stack/exposition.py
 stack/failed.py
 stack/health.py
 stack/heartbeat.py
@@ -155,6 +160,7 @@ stack/management/commands/queues.py
 stack/management/commands/rate_limit.py
 stack/management/commands/sample.py
 stack/management/table.py
+stack/metrics.py
 stack/middleware.py
 stack/mypy_tasks.py
 stack/outbox/__init__.py
@@ -164,6 +170,7 @@ stack/outbox/migrations/0001_initial.py
 stack/outbox/migrations/__init__.py
 stack/outbox/models.py
 stack/outbox/tasks.py
+stack/problems.py
 stack/queues.py
 stack/requirements-dev.in
 stack/requirements.in
@@ -187,6 +194,7 @@ stack/tests/test_middleware.py
 stack/tests/test_ops.py
 stack/tests/test_outbox.py
 stack/tests/test_private_apis.py
+stack/tests/test_problems.py
 stack/tests/test_queues.py
 stack/tests/test_redis_transport.py
 stack/tests/test_results.py

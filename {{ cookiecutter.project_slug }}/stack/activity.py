@@ -109,7 +109,14 @@ class Activity:
 
     def report_beat(self) -> None:
         """Report that beat looked at its schedule."""
-        self.write(store().set, "activity:beat", HOST, BEAT_LOST)
+        self.write(self.write_beat)
+
+    def write_beat(self) -> None:
+        """Write to the cache that beat runs, and when it looked last."""
+        with store().pipeline(transaction=False) as pipe:
+            pipe.set("activity:beat", HOST, BEAT_LOST)
+            pipe.set("activity:beat-tick", time.time())
+            pipe.execute()
 
 
 activity = Activity()

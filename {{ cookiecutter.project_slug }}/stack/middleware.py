@@ -1,4 +1,5 @@
 import logging
+import time
 from collections.abc import Callable
 from traceback import walk_tb
 
@@ -10,7 +11,7 @@ from django.utils.decorators import sync_only_middleware
 from django.utils.deprecation import MiddlewareMixin
 from kombu.exceptions import OperationalError as QueueError
 
-from . import logs
+from . import logs, metrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,21 @@ def request_id(get_response: GetResponse) -> GetResponse:
         found = request.headers.get("X-Request-ID")
         logs.fields.set({"request_id": found} if found else {})
         return get_response(request)
+
+    return middleware
+
+
+@sync_only_middleware
+def measure(get_response: GetResponse) -> GetResponse:
+    """Count each request for /metrics, with its view, its status and the time until its response began."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        start = time.perf_counter()
+        response = get_response(request)
+        match = request.resolver_match
+        view = match.view_name if match else ""
+        metrics.count_request(view, response.status_code, time.perf_counter() - start)
+        return response
 
     return middleware
 

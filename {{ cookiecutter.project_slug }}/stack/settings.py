@@ -167,6 +167,10 @@ else:
     EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _smtp["username"], _smtp["password"]
     EMAIL_USE_TLS, EMAIL_USE_SSL = _smtp["use_tls"], _smtp["use_ssl"]
 
+# Metrics ------------------------------------------------------------------------------------------
+
+METRICS_TOKEN = env("METRICS_TOKEN", default="")  # of /metrics, for those who come by the proxy
+
 # Logs and errors ----------------------------------------------------------------------------------
 
 LOGGING: dict[str, Any] = {

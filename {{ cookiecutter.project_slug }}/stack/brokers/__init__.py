@@ -11,11 +11,15 @@ Each module defines
 - `mark_redelivered(message)`: marks a message that is redelivered, where it does not say so by itself,
 - `check_capacity()`: raises kombu's OperationalError when the broker is known to refuse new tasks,
 - `result_database()`: the number of the database of results if an acknowledgement can store one, or None,
+- `task_counts()`: what its acknowledgements have counted (metrics.py), or None when they do not,
+- `memory()`: bytes that it uses, and its limit or 0; None when they are not known,
 - `is_full()`: whether it is now; may raise OperationalError when the broker cannot be asked,
 - `oldest(channel, queue)`: the age of the oldest task in seconds, None when that is not known,
 - `AGE_UNKNOWN`: one sentence that says why not, "" when it is,
 - `held(connection)`: how many tasks each queue of the broker holds, also a queue that the project no
   longer has; without those that workers have taken, or soon after,
+- `DEAD_LETTERS`: the queue for messages that no worker could take, None where there are none,
+- `dead_letters(connection)`: how many it holds; may raise OperationalError,
 - `exists(channel, queue)`: whether the broker knows a queue; ValueError, with one sentence, when tasks
   cannot be moved,
 - `move_tasks(channel, old, new)`: moves all tasks from one queue to another, the oldest first; yields how
@@ -39,6 +43,8 @@ MODULES = {
 }  # "other" for what else kombu knows
 # Of a task, as it is stored with an acknowledgement: database, key, seconds until it expires, value.
 Result = tuple[int, str, int, str]
+# How a task ended: what to count, and of its run time the bucket, the sum and the microseconds.
+Outcome = tuple[str, str, str, int]
 
 
 def scheme(url: str) -> str:

@@ -89,6 +89,14 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def task_counts() -> None:
+    """Return None: the worker counts tasks, in the cache."""
+
+
+def memory() -> None:
+    """Return None: it is not known."""
+
+
 def is_full() -> bool:
     """Return False: it is not known."""
     return False
@@ -107,6 +115,14 @@ def oldest(channel: Any, queue: str) -> float | None:
 def held(connection: Connection) -> dict[str, int]:
     """Return nothing: such a broker may hold queues of others."""
     return {}
+
+
+DEAD_LETTERS = None
+
+
+def dead_letters(connection: Connection) -> int:
+    """Return 0: there are none."""
+    return 0
 
 
 def exists(channel: Any, queue: str) -> bool:

@@ -217,6 +217,14 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def task_counts() -> None:
+    """Return None: the worker counts tasks, in the cache."""
+
+
+def memory() -> None:
+    """Return None: it is not known."""
+
+
 def is_full() -> bool:
     """Return whether RabbitMQ's memory or disk is full; False when its management does not answer."""
     try:
@@ -239,6 +247,18 @@ def held(connection: Connection) -> dict[str, int]:
         # Those of the function `queue`, not Celery's own for delays and remote control.
         if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_LETTERS.name
     }
+
+
+def dead_letters(connection: Connection) -> int:
+    """Return how many there are, or were a few seconds ago, with those that are being shown."""
+    vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
+    try:
+        _, found = ask(connection, f"queues/{vhost}/{DEAD_LETTERS.name}?columns=messages")
+        return found.get("messages", 0)
+    except OperationalError:  # a service that is managed by others need not have this
+        channel: Any = connection.default_channel
+        DEAD_LETTERS(channel).queue_declare()
+        return channel.queue_declare(DEAD_LETTERS.name, passive=True).message_count
 
 
 def exists(channel: Any, queue: str) -> bool:

@@ -5,7 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,12 +94,31 @@ def find_refusal() -> str:
 
 def is_full() -> bool:
     """Return whether Redis has no memory for new tasks; OperationalError when it is unavailable."""
+    used, limit = memory()
+    return 0 < limit * CAPACITY < used
+
+
+def memory() -> tuple[int, int]:
+    """Return the bytes that Redis uses, and their limit or 0; OperationalError when it is unavailable."""
+    with probe() as channel, channel.conn_or_acquire() as client:
+        found = client.info("memory")
+    return found["used_memory"], found["maxmemory"]
+
+
+def task_counts() -> dict[bytes, bytes] | None:
+    """Return what the transport has counted, None when it is kombu's; raises as `memory` does."""
+    if not OWN_TRANSPORT:
+        return None
+    with probe() as channel:
+        return channel.counts()
+
+
+@contextmanager
+def probe() -> Iterator[Any]:
+    """Yield a channel for a question that Redis answers at once."""
     with current_app.connection_for_write(transport_options=PROBE) as connection:
         connection.ensure_connection(max_retries=1, timeout=1)
-        channel: Any = connection.default_channel
-        with channel.conn_or_acquire() as client:
-            memory = client.info("memory")
-    return 0 < memory["maxmemory"] * CAPACITY < memory["used_memory"]
+        yield connection.default_channel
 
 
 @functools.cache
@@ -137,6 +156,14 @@ def held(connection: Connection) -> dict[str, int]:
             if "pidbox" not in queue and exists(channel, queue):  # replies to remote control
                 found[queue] += client.llen(key)
     return found
+
+
+DEAD_LETTERS = None
+
+
+def dead_letters(connection: Connection) -> int:
+    """Return 0: there are none."""
+    return 0
 
 
 def exists(channel: Any, queue: str) -> bool:

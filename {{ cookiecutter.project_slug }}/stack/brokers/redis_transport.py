@@ -5,7 +5,7 @@ kombu pops a message and records in a second command that it holds it; SIGKILL o
 loses the message. It waits for each acknowledgement, and it redelivers what was not acknowledged within a
 fixed time, which must therefore exceed the longest task. Here
 
-- one script acknowledges what is done and stores the results, takes as many messages as there is room
+- one script acknowledges and counts what is done and stores the results, takes as many messages as there is room
   for, and records them,
 - where tasks are short some are taken ahead, and given back when they wait,
 - an idle worker waits for Redis to report a change of its queues, which needs nothing of the sender:
@@ -13,8 +13,8 @@ fixed time, which must therefore exceed the longest task. Here
 - a worker renews what it holds, so that a message returns soon after its worker has died, however long
   tasks may run; at once when a worker of the same name starts.
 
-`unacked_owner` is the only new key: which process holds a message. kombu's workers do not write it, so
-theirs return after its own `visibility_timeout`.
+`unacked_owner` and `metrics` are the only new keys: which process holds a message, and how tasks ended.
+kombu's workers do not write the first, so theirs return after its own `visibility_timeout`.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from . import Result
+from . import Outcome, Result
 
 logger = logging.getLogger(__name__)
 redis: Any = kombu_redis  # its type stubs do not know what is not public
@@ -59,6 +59,20 @@ local start = 4 + 2 * ARGV[3]
 local count = tonumber(ARGV[start])
 if count > 0 then
   local done = {unpack(ARGV, start + 1, start + count)}
+  -- Only what is held is counted: not a second time, if the answer to this script is lost.
+  local held = redis.call('ZMSCORE', KEYS[2], unpack(done))
+  local sums = {}
+  for number, tag in ipairs(done) do
+    local at = start + count + 4 * number - 3
+    if held[number] or string.sub(tag, 1, 1) == '+' then
+      for more = 0, 1 do sums[ARGV[at + more]] = (sums[ARGV[at + more]] or 0) + 1 end
+      sums[ARGV[at + 2]] = (sums[ARGV[at + 2]] or 0) + ARGV[at + 3]
+    end
+  end
+  sums[''] = nil
+  for name, sum in pairs(sums) do
+    redis.call('HINCRBY', KEYS[4], name, string.format('%.0f', sum))
+  end
   redis.call('ZREM', KEYS[2], unpack(done))
   redis.call('HDEL', KEYS[1], unpack(done))
   redis.call('HDEL', KEYS[3], unpack(done))
@@ -67,7 +81,7 @@ local room, queues = tonumber(ARGV[2]), tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local taken = {}
-local first = 4
+local first = 5
 while first <= #KEYS and #taken < room do -- one priority after the other
   local some = false
   for number = 0, queues - 1 do -- and one message of each queue after the other
@@ -92,9 +106,9 @@ while first <= #KEYS and #taken < room do -- one priority after the other
   if not some then first = first + queues end
 end
 if #taken < room then -- Redis reports when one of these changes
-  for key = 4, #KEYS do redis.call('EXISTS', KEYS[key]) end
+  for key = 5, #KEYS do redis.call('EXISTS', KEYS[key]) end
 end
-for at = start + count + 1, #ARGV, 4 do -- results of what is done, in a database of their own
+for at = start + 5 * count + 1, #ARGV, 4 do -- results of what is done, in a database of their own
   redis.call('SELECT', ARGV[at])
   redis.call('SET', ARGV[at + 1], ARGV[at + 3], 'EX', ARGV[at + 2])
   redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 3])
@@ -144,6 +158,7 @@ return 1
 SETTLE_SHA = hashlib.sha1(SETTLE.encode(), usedforsecurity=False).hexdigest()
 DEAD_LETTERS = "dead.letters"  # what is no message; for RabbitMQ the name of the queue for such
 KEPT = 10_000
+UNCOUNTED: Outcome = ("", "", "", 0)
 
 incarnation = ""
 
@@ -174,19 +189,22 @@ class Book:
         self.held: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self.done: dict[str, None] = {}  # acknowledged, which Redis has not confirmed
         self.results: dict[str, Result] = {}  # of some of these
+        self.counted: dict[str, Outcome] = {}  # the same: how they ended
         self.watched: dict[str, tuple[bytes, float]] = {}
 
     def settlement(self) -> tuple[tuple[str, ...], list[str | int]]:
-        """Return what to acknowledge next, and what the script gets for it: count, tags, results."""
+        """Return what to acknowledge next, and what the script gets for it: count, tags, outcomes, results."""
         tags = tuple(self.done)[:CHUNK]
+        outcomes: list[Any] = [self.counted.get(tag, UNCOUNTED) for tag in tags]
         results: list[Any] = [self.results[tag] for tag in tags if tag in self.results]
-        return tags, [len(tags), *tags, *chain(*results)]
+        return tags, [len(tags), *tags, *chain(*outcomes), *chain(*results)]
 
     def confirm(self, tags: Iterable[str]) -> None:
         """Forget what Redis has acknowledged."""
         for tag in tags:
             self.done.pop(tag, None)
             self.results.pop(tag, None)
+            self.counted.pop(tag, None)
 
 
 books: dict[tuple[object, ...], Book] = {}
@@ -258,6 +276,7 @@ class Channel(redis.Channel):
 
     QoS = QoS
     owner_key = "unacked_owner"
+    counts_key = "metrics"
     node_name = ""
     from_transport_options = (*redis.Channel.from_transport_options, "node_name")
     connection: Any
@@ -374,7 +393,7 @@ class Channel(redis.Channel):
     def _send(self, command: str, script: str) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        keys = [*self.keys(), *self._prefixed(*lists)]
+        keys = [*self.keys(), *self._prefixed(self.counts_key, *lists)]
         recorded = [(queue, int(queue not in self.unrecorded)) for queue in queues]
         arguments = [self.owner, self.room, len(queues), *chain(*recorded), *self.settlement]
         self._in_poll = self.client.connection
@@ -477,6 +496,19 @@ class Channel(redis.Channel):
         """Store a result when the message is acknowledged."""
         self.book.results[tag] = result
 
+    def count_with(self, tag: str, outcome: Outcome, acknowledged: bool) -> None:
+        """Count how a task ended when its message is acknowledged, or now if it has been."""
+        if acknowledged:
+            tag = f"+{uuid.uuid4().hex}"  # of no message
+            self.book.done[tag] = None
+        self.book.counted[tag] = outcome
+        if acknowledged:
+            self.settle_soon()
+
+    def counts(self) -> Any:
+        """Return what was counted, by its names."""
+        return self.plain.hgetall(self._prefixed(self.counts_key)[0])
+
     def settle_soon(self) -> None:
         """Acknowledge what is done: at the event loop's next turn, or now when there is none."""
         if self.closed and not self.do_restore:
@@ -490,7 +522,8 @@ class Channel(redis.Channel):
             tags, settlement = self.book.settlement()
             try:
                 script = self.plain.register_script(SETTLE)
-                script(self.keys(), [self.owner, 0, 0, *settlement])
+                keys = [*self.keys(), *self._prefixed(self.counts_key)]
+                script(keys, [self.owner, 0, 0, *settlement])
             except self.connection_errors as error:
                 logger.warning("Redis did not confirm yet that tasks are done: %r", error)
                 return

@@ -6,7 +6,7 @@ Celery with what this stack adds to it. This is the map of everything that hooks
 | the project's settings | settings.py | a worker shows Flower its configuration: no settings but Celery's |
 | default settings | defaults.py | reliability; each may be overridden as CELERY_… in the project's settings |
 | class of every task | task.py | refusals, redeliveries, retries |
-| class of a worker's request | request.py | log lines about a task whose child process ended; results |
+| class of a worker's request | request.py | log lines about a task whose child process ended; results; counts for /metrics |
 | a worker's consumer | consumer.py | unknown and unreadable tasks, tasks that began when it stops, events in batches |
 | result backend | results.py | what ./manage.py failed shows; results with the acknowledgement |
 | backend of Django's own tasks | django_tasks.py | @task runs on Celery, too |
@@ -37,6 +37,8 @@ class Celery(celery.Celery):
         self.loader.override_backends = dict.fromkeys(
             ["redis", "rediss"], "stack.celery.results:Results"
         )
+        # Has none either: tasks of other classes are counted, too.
+        celery.Task.Request = "stack.celery.request:Counted"
         signals.connect()
 
     def prepare_config(self, c: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from kombu import Message
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Entry
 
-from stack import brokers, logs
+from stack import brokers, logs, metrics
 
 from .task import InvalidMessage, UnknownTask
 
@@ -158,6 +158,9 @@ class Consumer(consumer.Consumer):
         with logs.task_fields(request):
             logger.error("Task %s[%s] failed: %s", request.task, request.id, error)
         self.app.backend.mark_as_failure(request.id, error, request=request)
+        name = request.task if request.task in self.app.tasks else metrics.UNKNOWN
+        queue = logs.queue(request)
+        metrics.count_task(message, queue, name, metrics.FAILED, None, acknowledged=False)
         message.ack_log_error(logger, self.connection_errors)
         if self.event_dispatcher:
             exception = f"{type(error).__name__}({request.task!r})"

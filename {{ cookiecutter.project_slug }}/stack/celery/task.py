@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from celery import Celery, Signature, states
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.core.cache import cache
 from kombu.exceptions import OperationalError
 
-from stack import brokers, logs
+from stack import brokers, logs, metrics
 from stack.environment import SERVICE
 
 from .defaults import SOFT
@@ -27,6 +28,10 @@ logger = get_task_logger(__name__)
 
 class TooManyDeliveries(Exception):
     """The task was started several times and never ended: it seems to kill its workers."""
+
+
+class AlreadyDone(Ignore):
+    """The redelivered task has succeeded before: its worker died before it could acknowledge it."""
 
 
 class UnknownTask(NotRegistered):
@@ -61,6 +66,22 @@ def check_time_limits(hard: float | None, soft: float | None) -> None:
         )
 
 
+def counts_refusals(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function so that each OperationalError it raises is counted, once, for /metrics."""
+
+    @wraps(send)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return send(*args, **kwargs)
+        except OperationalError as error:
+            if not getattr(error, "is_counted", False):
+                metrics.count_refused()
+                error.is_counted = True  # type: ignore[attr-defined]
+            raise
+
+    return counting
+
+
 class Task(DjangoTask):
     """Celery's task, made safe where the settings alone are not enough."""
 
@@ -79,7 +100,7 @@ class Task(DjangoTask):
         return app
 
     def before_start(self, task_id: str, args: tuple, kwargs: dict) -> None:
-        """Raise TooManyDeliveries for a task that seems to kill its workers, Ignore for one that is done."""
+        """Raise TooManyDeliveries for a task that seems to kill its workers, AlreadyDone for one that is done."""
         # The limits that hold, for the task to read: its message has only those of the call.
         request: Any = self.request
         request.time_limit = request.time_limit or self.time_limit
@@ -93,7 +114,7 @@ class Task(DjangoTask):
                 )
             if self.was_done(task_id):
                 logger.warning("%s[%s] was done when its worker died.", self.name, task_id)
-                raise Ignore
+                raise AlreadyDone
 
     def was_done(self, task_id: str) -> bool:
         """
@@ -111,6 +132,7 @@ class Task(DjangoTask):
             logger.warning("The result backend is unavailable: %s may run twice.", task_id)
             return False
 
+    @counts_refusals
     def apply_async(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """
         Send this task; OperationalError when the broker or the result backend is unavailable.
@@ -143,7 +165,8 @@ class Task(DjangoTask):
         """Do what apply_async_on_commit does, with the task's arguments only."""
         self.apply_async_on_commit(args, kwargs)
 
-    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    @counts_refusals
+    def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """
         Send this task when the transaction is committed.
 

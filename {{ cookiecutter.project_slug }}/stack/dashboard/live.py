@@ -20,14 +20,17 @@ from typing import Any
 from celery import current_app
 from django.conf import settings
 
-from stack import activity, brokers, failed, queues
+from stack import failed, problems, queues
 from stack.celery.results import Results
-from stack.health import check_database
 
 logger = logging.getLogger(__name__)
 
 PAUSE = 1  # seconds between two checks
-TIMEOUT = 3  # seconds after which a service that does not answer is down
+PAUSES = {
+    "broker": 0,
+    "cache": 0,
+    "failures": 2,
+}  # seconds between two checks of one thing; others 5
 FAILURES = 10  # how many are shown
 MAX_LISTENERS = 50  # in this process; each holds a thread and a connection of the proxy
 # Seconds that a stream lasts. The browser then opens another, so that a log-out takes effect, and a
@@ -53,7 +56,7 @@ SERVICES = [*PAGES, "beat", "broker", "cache", "db"]
 
 def check_page(host: str, port: int, path: str) -> None:
     """Raise unless the page answers 200."""
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    connection = http.client.HTTPConnection(host, port, timeout=problems.TIMEOUT)
     try:
         connection.request("GET", path, headers={"Host": "localhost"})
         status = connection.getresponse().status
@@ -100,7 +103,7 @@ class Probe:
         return self.running
 
     def update(self) -> None:
-        """Store the answer if there is one; without one for TIMEOUT seconds the service is down."""
+        """Store the answer if there is one; without one for some seconds the service is down."""
         if self.running and self.running.done():
             error = self.running.exception()
             if error and self.up is not False:
@@ -108,7 +111,7 @@ class Probe:
             self.up = error is None
             self.answer = self.running.result() if self.up else None
             self.running = None
-        elif self.running and time.monotonic() > self.started + TIMEOUT:
+        elif self.running and time.monotonic() > self.started + problems.TIMEOUT:
             self.up, self.answer = False, None
 
 
@@ -144,18 +147,10 @@ class Live:
         """Check all services and send the outcome to the streams, as long as there is one."""
         connection, other = queues.connect(), queues.connect()  # one for each thread
         threads = ThreadPoolExecutor(thread_name_prefix="dashboard")
-        probes = [
-            Probe("broker", partial(queues.waiting, connection)),
-            Probe("full", brokers.current().is_full, pause=5),
-            Probe("stranded", partial(queues.stranded, other), pause=5),
-            Probe("failures", partial(failures, current_app.backend), pause=2),
-            Probe("cache", partial(activity.read, settings.QUEUES)),
-            Probe("db", check_database, pause=5),
-            *(
-                Probe(host, partial(check_page, host, *page), pause=5)
-                for host, page in PAGES.items()
-            ),
-        ]
+        checks = problems.checks(connection, other)
+        checks["failures"] = partial(failures, current_app.backend)
+        checks |= {host: partial(check_page, host, *page) for host, page in PAGES.items()}
+        probes = [Probe(name, check, PAUSES.get(name, 5)) for name, check in checks.items()]
         try:
             while self.listeners and not stopping():
                 running = [probe.start(threads) for probe in probes]
@@ -179,8 +174,11 @@ class Live:
 
 
 def message(probes: list[Probe]) -> dict[str, object]:
-    """Return what the page shows: the state of each service, the figures of each queue."""
+    """Return what the page shows: what is wrong, the state of each service, the figures of each queue."""
     answers = {probe.name: probe.answer for probe in probes}
+    down = {probe.name for probe in probes if probe.up is False}
+    reports = answers["reports"] or []
+    wrong = problems.find(down, answers) + problems.reported(reports)
     waiting: dict[str, queues.Waiting] = answers["broker"] or {}
     reported: Any = answers["cache"] or ({}, None)
     workers, beat = reported
@@ -189,7 +187,10 @@ def message(probes: list[Probe]) -> dict[str, object]:
         up["broker"] = "full"
     return {
         "services": {name: up[name] for name in SERVICES},
-        "stranded": answers["stranded"] or {},
+        "problems": [asdict(problem) for problem in wrong],
+        "vms": [
+            {name: report[name] for name in ("vm", "backup", "certificate")} for report in reports
+        ],
         "failures": answers["failures"],
         "queues": {
             name: {

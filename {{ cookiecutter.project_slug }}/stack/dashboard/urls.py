@@ -11,5 +11,6 @@ urlpatterns = [
     path("run/", views.run, name="run"),
     path("monitoring/", views.monitoring, name="monitoring"),
     path("monitoring/allowed/", views.monitoring_allowed),  # for nginx
+    path("runbook/", views.runbook, name="runbook"),
     path("sample/<uuid:task_id>/", views.status, name="status"),
 ]

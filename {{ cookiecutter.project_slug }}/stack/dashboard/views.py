@@ -33,6 +33,7 @@ from stack.celery.results import Results, why_unknown
 from stack.tasks import sample
 
 from .live import SERVICES, live
+from .runbook import sections
 
 View = Callable[..., Coroutine[None, None, HttpResponseBase]]
 
@@ -77,6 +78,14 @@ async def index(request: HttpRequest) -> HttpResponse:
         ],
     }
     return await sync_to_async(render)(request, "stack/dashboard.html", context)
+
+
+@require_safe
+@staff_in_production
+async def runbook(request: HttpRequest) -> HttpResponse:
+    """Show docs/runbook.md, with an anchor for each problem."""
+    context = {"name": settings.PROJECT_NAME, "sections": await sync_to_async(sections)()}
+    return await sync_to_async(render)(request, "stack/runbook.html", context)
 
 
 @require_GET

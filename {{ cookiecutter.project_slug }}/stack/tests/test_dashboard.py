@@ -144,7 +144,18 @@ def test_without_results_the_commands_say_so(no_results: None, worker, capsys) -
     [(True, False, True), (True, True, "full"), (True, None, True), (False, True, False)],
 )
 def test_a_full_broker_is_neither_up_nor_down(up: bool, full: bool | None, shown: object) -> None:
-    names = ["broker", "full", "stranded", "failures", "cache", "db", *PAGES]
+    names = [
+        "broker",
+        "full",
+        "aside",
+        "failures",
+        "cache",
+        "db",
+        "reports",
+        "recent",
+        "alerts",
+        *PAGES,
+    ]
     probes = {name: Probe(name, list) for name in names}
     probes["broker"].up, probes["full"].answer = up, full
     services: Any = message(list(probes.values()))["services"]

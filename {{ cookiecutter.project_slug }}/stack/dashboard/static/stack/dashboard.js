@@ -4,7 +4,8 @@ const SILENCE = 4000; // ms without an event after which the figures are old
 const STATES = { true: "up", false: "down", full: "full", null: "unknown" };
 
 const summary = document.querySelector("#summary");
-const stranded = document.querySelector("#stranded");
+const problems = document.querySelector("#problems");
+const vms = document.querySelector("#vms");
 const queues = [...document.querySelectorAll("[data-queue]")];
 const failures = document.querySelector("#failures");
 const noFailures = document.querySelector("#no-failures");
@@ -94,16 +95,45 @@ function showAll() {
     }
   }
   showFailures(latest?.failures);
-  const left = Object.entries(latest?.stranded ?? {}).map(([name, tasks]) => `${name} (${tasks})`);
-  stranded.hidden = !left.length;
-  show(stranded, "down", left.length ? `Tasks wait in queues without a worker: ${left.join(", ")}. See docs/broker.md.` : "");
+  list(problems, latest?.problems ?? [], problemItem);
+  list(vms, latest?.vms ?? [], vmItem);
+  const count = latest?.problems.length;
   if (missing.length) {
     show(summary, "down", `Down: ${missing.join(", ")}`);
-  } else if (latest?.services.broker === "full") {
-    show(summary, "down", "The broker is full and accepts no tasks. See docs/broker.md.");
+  } else if (count) {
+    show(summary, "down", count === 1 ? "1 problem" : `${count} problems`);
   } else {
     show(summary, "up", "Everything is up");
   }
+}
+
+function list(element, entries, makeItem) {
+  const text = JSON.stringify(entries);
+  if (element.dataset.shown !== text) { // a link that has the focus keeps it
+    element.dataset.shown = text;
+    element.replaceChildren(...entries.map(makeItem));
+  }
+}
+
+function problemItem({ problem, sentence }) {
+  const item = document.createElement("li");
+  const link = document.createElement("a");
+  link.href = `${document.body.dataset.runbook}#${problem}`;
+  link.textContent = "What to do";
+  const what = document.createElement("span"); // of which problem, for a screen reader
+  what.className = "hidden";
+  what.textContent = `: ${problem}`;
+  link.append(what);
+  item.append(`${sentence} `, link);
+  return item;
+}
+
+function vmItem({ vm, backup, certificate }) {
+  const item = document.createElement("li");
+  const ago = backup ? `${duration(Date.now() / 1000 - backup)} ago` : "unknown";
+  const days = Math.floor((certificate - Date.now() / 1000) / 86400);
+  item.textContent = `${vm}: last backup ${ago}${certificate ? `, certificate for ${days} days` : ""}`;
+  return item;
 }
 
 function stateOf(workers) {
