@@ -44,6 +44,7 @@ docs/broker.md
 docs/dependencies.md
 docs/development.md
 docs/example.md
+docs/grafana.json
 docs/how-to.md
 docs/logs.md
 docs/monitoring.md
@@ -53,6 +54,9 @@ docs/security.md
 docs/upgrade.md
 gunicorn.conf.py
 manage.py
+monitoring/alerts-test.yaml
+monitoring/alerts.yaml
+monitoring/prometheus.yaml
 nginx/certificates.sh
 nginx/locations/README.md
 nginx/nginx.conf
@@ -110,6 +114,7 @@ servers.yaml
 stack/README.md
 stack/__init__.py
 stack/activity.py
+stack/alerts.py
 stack/apps.py
 stack/brokers/__init__.py
 stack/brokers/other.py

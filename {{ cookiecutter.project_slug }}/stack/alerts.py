@@ -28,7 +28,7 @@ def firing() -> list[Alert]:
     try:
         return read(ask())
     # Whatever it is: that a container is not healthy is another problem.
-    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         logger.warning("Prometheus does not tell its alerts: %r", error)
         return []
 
