@@ -116,15 +116,15 @@ def test_a_stopped_worker_shows_as_down_and_its_tasks_wait(laptop: Stack, page: 
         default.get_by_text("Worker down").wait_for()
         wait_for_summary(page, "Down: worker-default")
         sentence(page, "no-worker", "No worker consumes the queue default")
-        default.get_by_text("Send a task").click()
-        default.get_by_text("Waiting until the worker is up again").wait_for()
-        default.locator(".waiting").get_by_text("1", exact=True).wait_for()
         laptop.python(
             "from types import SimpleNamespace; from stack.celery import signals;"
             "signals.time = SimpleNamespace(time=lambda: 1.0);"
             "from stack.tasks import sample; sample.apply_async()"
         )
         sentence(page, "queue-stuck", "The queue default is behind: its oldest task has waited for")
+        default.get_by_text("Send a task").click()
+        default.get_by_text("Waiting until the worker is up again").wait_for()
+        default.locator(".waiting").get_by_text("2", exact=True).wait_for()
         follow(laptop, "no-worker")
     finally:
         laptop.start("worker-default")
