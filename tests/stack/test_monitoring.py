@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import requests
@@ -224,7 +223,7 @@ def test_no_alert_fires_in_an_hour_of_normal_work(fast: Stack) -> None:
     container.exec_run(["./manage.py", "shell", "--no-imports", "--command", flood], detach=True)
     for service in ("beat", "worker-default", "cache", "web-a", "db", "broker", "monitoring"):
         fast.compose("restart", "--no-deps", service)
-        wait_for(f"{service} to be healthy", lambda: fast.health(service) == "healthy")
+        wait_for("health", lambda service=service: fast.health(service) == "healthy")
         fired |= fire(fast)
     fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced
     fast.shell("ops/roll")
