@@ -80,6 +80,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.edit("compose.yaml", "\nvolumes:\n", "\nvolumes:\n  private:\n")
         stack.set(BACKUP_PATHS="/srv/private/, ")
         stack.set(PROBE_KEY="a-secret-that-only-the-code-of-its-owner-needs")
+        stack.set(COMPOSE_PROFILES="monitoring")
         # For test_example.py, which starts both.
         stack.set(EMAIL_HOST="mail", EMAIL_PORT=8025, EMAIL_USE_TLS="false")
         stack.set(CRAWL_PRIVATE_HOSTS="sample-site", UPLOAD_PATHS="/admin/,/probe/upload")

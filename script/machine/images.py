@@ -108,7 +108,7 @@ def build(name: str) -> None:
     Raises:
         StepFailed: when images/ has none for it, or Debian has another version.
     """
-    tag = re.fullmatch(r"[\w-]+:(\d+(?:\.\d+)*)(?:-(\S+))?", name)
+    tag = re.fullmatch(r"[\w/-]+:v?(\d+(?:\.\d+)*)(?:-(\S+))?", name)
     dockerfile = recipe(name) / "Dockerfile"
     if not tag or not dockerfile.exists():
         raise StepFailed(

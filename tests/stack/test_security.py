@@ -686,6 +686,7 @@ def test_every_row_of_the_manual_is_a_test(production: Stack) -> None:
 
 # In words, for owners of a project, who do not have these tests.
 ROWS = {
+    "Prometheus without a password, or changes in it with one": "test_prometheus_is_for_staff_and_for_reading",
     "a program in `db`, `broker` or `cache` that connects to the internet or to the host": "test_the_data_network_does_not_lead_to_the_host",
     "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",

@@ -44,6 +44,7 @@ docs/broker.md
 docs/dependencies.md
 docs/development.md
 docs/example.md
+docs/grafana.json
 docs/how-to.md
 docs/logs.md
 docs/monitoring.md
@@ -54,6 +55,9 @@ docs/upgrade.md
 gunicorn.conf.py
 logging.yaml
 manage.py
+monitoring/alerts-test.yaml
+monitoring/alerts.yaml
+monitoring/prometheus.yaml
 nginx/certificates.sh
 nginx/locations/README.md
 nginx/nginx.conf
@@ -114,6 +118,7 @@ servers.yaml
 stack/README.md
 stack/__init__.py
 stack/activity.py
+stack/alerts.py
 stack/apps.py
 stack/brokers/__init__.py
 stack/brokers/dead_letters.py

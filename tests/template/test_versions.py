@@ -54,6 +54,7 @@ def test_each_base_image_is_named_where_it_belongs(defaults: Path) -> None:
         "python": {"Dockerfile"},
         "nginx": {"Dockerfile"},
         "postgres": {"compose.yaml"},
+        "prom/prometheus": {"compose.yaml"},
     }
 
 
@@ -61,7 +62,7 @@ def test_an_image_has_one_version_and_it_is_a_number(project: Path) -> None:
     images = base_images(project)
     assert len({name.partition(":")[0] for name in images}) == len(images)
     for name in images:
-        assert re.fullmatch(r"[a-z]+:\d+(\.\d+)*(-[a-z]+)?", name)
+        assert re.fullmatch(r"[a-z/]+:v?\d+(\.\d+)*(-[a-z]+)?", name)
 
 
 def test_python_is_the_same_in_image_project_and_requirements(project: Path) -> None:

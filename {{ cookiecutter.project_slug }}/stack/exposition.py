@@ -26,7 +26,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from . import activity, brokers, metrics, queues
+from . import activity, brokers, metrics, problems, queues
 from .celery.results import FAILED, Results
 
 TIMEOUT = 3  # seconds
@@ -137,6 +137,24 @@ def database() -> Iterator[Metric]:
     yield gauge("database_connections", "Connections to it.", connections)
 
 
+def vms() -> Iterator[Metric]:
+    """Return what ops/alarm reports of each VM."""
+    for name, key, about in (
+        ("backup_timestamp_seconds", "backup", "Last backup, in seconds since 1970."),
+        ("certificate_expiry_timestamp_seconds", "certificate", "End of the certificate, likewise."),
+        ("vm_disk_used_ratio", "disk", "Share of the disk that is used."),
+        ("vm_memory_used_ratio", "memory", "Share of the memory that is used."),
+        ("vm_load1", "load", "Load of the last minute."),
+    ):
+        yield gauge(name, about, {one["vm"]: one[key] for one in problems.reports()}, "vm")
+
+
+def wrong() -> Iterator[Metric]:
+    """Return a 1 for each problem."""
+    found = dict.fromkeys(((one.problem, one.subject) for one in problems.current()), 1.0)
+    yield gauge("problem", "What /status/ says is wrong.", found, "problem", "subject")
+
+
 def counted(kind: str, sums: Mapping[str, int]) -> Iterator[tuple[str, list[str], int]]:
     """Yield the last part of each name of a kind, what is before it or all, and the count."""
     for name, count in sums.items():
@@ -171,9 +189,9 @@ def histogram(
 class Source:
     """One of the functions above, which never runs twice at the same time."""
 
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        """Take the function."""
-        self.read = read
+    def __init__(self, read: Callable[[], Iterable[Metric]], timeout: float = TIMEOUT) -> None:
+        """Take the function, and how many seconds it has."""
+        self.read, self.timeout = read, timeout
         self.running: Future[list[Metric] | None] | None = None
 
     async def ask(self) -> list[Metric] | None:
@@ -181,7 +199,7 @@ class Source:
         if self.running is None or self.running.done():
             self.running = threads.submit(self.run)
         answer = asyncio.wrap_future(self.running)
-        await asyncio.wait([answer], timeout=TIMEOUT)
+        await asyncio.wait([answer], timeout=self.timeout)
         return answer.result() if answer.done() else None
 
     def run(self) -> list[Metric] | None:
@@ -194,7 +212,9 @@ class Source:
 
 threads = ThreadPoolExecutor(16, "metrics")
 SERVICES = {"broker": Source(waiting), "cache": Source(workers), "db": Source(database)}
-OTHERS = [Source(read) for read in (stranded, full, memory, requests, tasks, failed)]
+OTHERS = [Source(read) for read in (stranded, full, memory, requests, tasks, failed, vms)]
+# It waits for what does not answer, and says so then.
+OTHERS.append(Source(wrong, timeout=2 * TIMEOUT))
 latest: tuple[float, bytes] = (-FRESH, b"")
 
 

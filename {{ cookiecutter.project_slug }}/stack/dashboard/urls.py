@@ -11,6 +11,8 @@ urlpatterns = [
     path("failed/", failures.index, name="failed"),
     path("failed/change/", failures.change, name="failed_change"),
     path("run/", views.run, name="run"),
+    path("monitoring/", views.monitoring, name="monitoring"),
+    path("monitoring/allowed/", views.monitoring_allowed),  # for nginx
     path("runbook/", views.runbook, name="runbook"),
     path("sample/<uuid:task_id>/", views.status, name="status"),
 ]

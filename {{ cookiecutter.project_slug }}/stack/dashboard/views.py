@@ -14,7 +14,13 @@ from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.db import close_old_connections
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.urls import NoReverseMatch
@@ -32,6 +38,11 @@ from .runbook import sections
 View = Callable[..., Coroutine[None, None, HttpResponseBase]]
 
 
+async def is_allowed(request: HttpRequest) -> bool:
+    """Return whether a visitor may see all this: staff, and with DEBUG everybody."""
+    return settings.DEBUG or (await request.auser()).is_staff
+
+
 def staff_in_production(view: View) -> View:
     """
     Redirect visitors who are not staff to LOGIN_URL, unless DEBUG is on.
@@ -41,7 +52,7 @@ def staff_in_production(view: View) -> View:
 
     @wraps(view)
     async def wrapped(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponseBase:
-        if settings.DEBUG or (await request.auser()).is_staff:
+        if await is_allowed(request):
             return await view(request, *args, **kwargs)
         try:
             return redirect_to_login(request.get_full_path())
@@ -88,6 +99,19 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
         # No proxy may buffer an event: nginx obeys the second of these.
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+@require_GET
+@staff_in_production
+async def monitoring(request: HttpRequest) -> HttpResponseRedirect:
+    """Redirect to /monitoring/, after the log-in if need be: where the proxy sends visitors without one."""
+    return HttpResponseRedirect("/monitoring/")
+
+
+@require_GET
+async def monitoring_allowed(request: HttpRequest) -> HttpResponse:
+    """Return 204 to who may see /monitoring/, or else 401: what the proxy asks before each request."""
+    return HttpResponse(status=204 if await is_allowed(request) else 401)
 
 
 @require_POST

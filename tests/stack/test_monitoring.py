@@ -1,0 +1,235 @@
+"""Prometheus, of COMPOSE_PROFILES=monitoring: who sees it, what it finds, and whom it tells."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.runbook import follow, problems
+
+from .stack import PRODUCTION, Stack, wait_for
+
+STAFF = """
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.test import Client
+user, _ = get_user_model().objects.get_or_create(username="watcher", is_staff=True)
+client = Client()
+client.force_login(user)
+print(client.cookies[settings.SESSION_COOKIE_NAME].value)
+"""
+FASTER = 20  # so many times
+
+
+def cookie(stack: Stack) -> dict[str, str]:
+    """Log a member of staff in; return the cookie."""
+    return {f"{stack.slug}_sessionid": stack.python(STAFF).splitlines()[-1]}
+
+
+@pytest.fixture(scope="module")
+def staff(production: Stack) -> requests.Session:
+    """A session of a member of staff."""
+    session = requests.Session()
+    session.cookies.update(cookie(production))
+    return session
+
+
+def query(stack: Stack, session: requests.Session, expression: str) -> list[dict]:
+    """Return the result of a query, through the proxy."""
+    url = f"{stack.url}/monitoring/api/v1/query"
+    answer = session.get(url, params={"query": expression}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]["result"]
+
+
+def fire(stack: Stack) -> set[str]:
+    """Return the names of the alerts that fire."""
+    url = "http://127.0.0.1:9090/monitoring/api/v1/alerts"
+    answer = stack.compose("exec", "--no-TTY", "monitoring", "wget", "-q", "-O", "-", url)
+    found = json.loads(answer)["data"]["alerts"]
+    return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
+
+
+def test_visitors_are_sent_to_the_log_in_and_staff_to_prometheus(
+    production: Stack, staff: requests.Session
+) -> None:
+    for path in ("", "query", "alerts", "api/v1/query?query=up", "api/v1/alerts", "metrics"):
+        answer = production.get(f"/monitoring/{path}")
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/status/monitoring/")
+    ends = requests.get(f"{production.url}/monitoring/", timeout=60)
+    assert ends.url == f"{production.url}/admin/login/?next=/status/monitoring/"
+    start = staff.get(f"{production.url}/status/monitoring/", timeout=60)
+    assert (start.status_code, start.url.startswith(f"{production.url}/monitoring/")) == (200, True)
+    assert "Prometheus" in start.text
+
+
+def test_prometheus_has_the_figures_of_the_stack(
+    production: Stack, staff: requests.Session
+) -> None:
+    wait_for("metrics", lambda: query(production, staff, "stack_up == 1"))
+    assert {row["metric"]["service"] for row in query(production, staff, "stack_up == 1")} == {
+        *("broker", "cache", "db")
+    }
+    assert len(query(production, staff, "up")) == 1
+    rules = staff.get(f"{production.url}/monitoring/api/v1/rules", timeout=60).json()
+    health = {rule["name"]: rule["health"] for rule in rules["data"]["groups"][0]["rules"]}
+    assert len(health) > 5
+    # A long query comes by POST.
+    url = f"{production.url}/monitoring/api/v1/query"
+    answer = staff.post(url, data={"query": f"up{' ' * 9000}"}, timeout=60)
+    assert len(answer.json()["data"]["result"]) == 1
+
+
+def test_nothing_can_be_changed_in_prometheus(production: Stack, staff: requests.Session) -> None:
+    for method, path in (
+        ("POST", "api/v1/admin/tsdb/delete_series?match[]=up"),
+        ("POST", "api/v1/admin/tsdb/snapshot"),
+        ("PUT", "api/v1/admin/tsdb/clean_tombstones"),
+        ("POST", "api/v1/write"),
+        ("POST", "-/reload"),
+        ("PUT", "-/quit"),
+        ("GET", "-/healthy"),
+        ("GET", "debug/pprof/"),
+        ("GET", "%64ebug/pprof/heap"),
+        ("GET", "api/..%2fdebug/pprof/"),
+        ("POST", "api/v1/query/../../../-/quit"),
+    ):
+        request = requests.Request(method, production.url, cookies=dict(staff.cookies)).prepare()
+        request.url = f"{production.url}/monitoring/{path}"
+        answer = requests.Session().send(request, allow_redirects=False, timeout=60)
+        assert answer.status_code == 403, path
+    assert query(production, staff, "up")
+
+
+def test_a_request_with_a_body_leaves_the_connection_to_web_usable(production: Stack) -> None:
+    for _ in range(5):
+        answer = requests.request(
+            "GET",
+            f"{production.url}/monitoring/",
+            data=b"GET /forged HTTP/1.1\r\n",
+            allow_redirects=False,
+            timeout=10,
+        )
+        assert answer.status_code == 302
+        assert production.get("/healthz").text == "ok"
+
+
+def test_the_rules_pass_their_tests_as_their_file_says(production: Stack) -> None:
+    text = (production.folder / "monitoring/alerts-test.yaml").read_text()
+    (command,) = re.findall(r"^# (docker compose .*)$", text, re.MULTILINE)
+    assert "SUCCESS" in production.shell(command)
+
+
+def test_without_the_profile_its_address_is_not_found(laptop: Stack) -> None:
+    answer = laptop.get("/monitoring/")  # in development without a log-in, as the dashboard
+    assert answer.status_code == 404
+    assert "does not run" in answer.text
+
+
+def test_each_command_of_its_runbook_works(production: Stack, staff: requests.Session) -> None:
+    with staff.get(f"{production.url}/status/live/", stream=True, timeout=60) as stream:
+        next(stream.iter_content(1))
+        time.sleep(2.5)  # a request that takes long
+    wait_for("its line", lambda: '"duration":' in follow(production, "pages-slow"))
+    assert "default" in follow(production, "queue-grows")
+    follow(production, "tasks-fail-often")
+    follow(production, "broker-fills-up")
+    assert "Images" in follow(production, "disk-fills-up")
+    assert "CPU" in follow(production, "memory-short")
+    assert "monitoring" in follow(production, "metrics-missing")
+    production.wait_for_proxy()
+
+
+# In a time of its own ------------------------------------------------------------------------------
+
+
+def hasten(stack: Stack) -> None:
+    """Let an hour of the rules take three minutes."""
+    path = stack.folder / "monitoring/alerts.yaml"
+    text = re.sub(
+        r"\b(\d+)(h|m)\b",
+        lambda found: f"{int(found[1]) * {'h': 3600, 'm': 60}[found[2]] // FASTER}s",
+        path.read_text(),
+    )
+    path.write_text(text)
+    stack.edit("monitoring/alerts.yaml", "> 7200", f"> {7200 // FASTER}")
+    stack.edit("monitoring/prometheus.yaml", "interval: 30s", "interval: 2s")
+    stack.edit("monitoring/prometheus.yaml", "interval: 1m", "interval: 3s")
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack on whose rules an hour lasts three minutes."""
+    stack = Stack(tmp_path_factory.mktemp("fast"), PRODUCTION)
+    try:
+        stack.set(COMPOSE_PROFILES="monitoring")
+        hasten(stack)
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+def failures(stack: Stack, count: int) -> None:
+    """Send tasks that fail."""
+    stack.python(
+        "from stack.tasks import sample\n"
+        f"for _ in range({count}): sample.apply_async(kwargs={{'fail': True}}, queue='default')"
+    )
+
+
+@pytest.mark.long
+def test_an_alert_reaches_the_dashboard_and_ops_alarm_and_ends(fast: Stack) -> None:
+    often = ("tasks-fail-often", "stack.tasks.sample")
+    assert fire(fast) == set()
+    failures(fast, 1)
+    time.sleep(5)  # Prometheus knows that one
+    failures(fast, 20)
+    sentence = wait_for("the alert", lambda: problems(fast).get(often))
+    assert sentence.startswith("More than a fifth of the tasks stack.tasks.sample failed")
+    assert fire(fast) == {"TasksFailOften"}
+    told = wait_for("its end", lambda: often not in problems(fast))
+    assert told
+    assert fire(fast) == set()
+
+
+@pytest.mark.long
+def test_one_web_instance_is_enough_and_none_is_an_alert(fast: Stack) -> None:
+    fast.compose("stop", "web-a")
+    time.sleep(20)  # longer than five minutes
+    assert fire(fast) == set()
+    fast.compose("stop", "web-b")
+    wait_for("the alert", lambda: fire(fast) == {"MetricsMissing"})
+    fast.compose("start", "web-a", "web-b")
+    wait_for("its end", lambda: fire(fast) == set())
+    fast.wait_for_proxy()
+
+
+@pytest.mark.long
+def test_no_alert_fires_in_an_hour_of_normal_work(fast: Stack) -> None:
+    since, fired = time.monotonic(), set()
+    # A flood of fifty minutes in one queue, twice as much as its worker does.
+    flood = (
+        "import time\nfrom stack.tasks import sample\n"
+        f"end = time.time() + {3000 // FASTER}\n"
+        "while time.time() < end:\n"
+        "    for _ in range(4): sample.apply_async(kwargs={'steps': 1}, queue='crawl')\n"
+        "    time.sleep(1)"
+    )
+    container = fast.containers()["worker-notify"]
+    container.exec_run(["./manage.py", "shell", "--no-imports", "--command", flood], detach=True)
+    for service in ("beat", "worker-default", "cache", "web-a", "db", "broker", "monitoring"):
+        fast.compose("restart", "--no-deps", service)
+        wait_for("health", lambda service=service: fast.health(service) == "healthy")
+        fired |= fire(fast)
+    fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced
+    fast.shell("ops/roll")
+    fast.up()
+    fired |= fire(fast)
+    while time.monotonic() < since + 3600 / FASTER:
+        time.sleep(2)
+        fired |= fire(fast)
+    assert fired == set()
