@@ -190,6 +190,7 @@ stack/tests/test_health.py
 stack/tests/test_heartbeat.py
 stack/tests/test_lint_migrations.py
 stack/tests/test_logs.py
+stack/tests/test_metrics.py
 stack/tests/test_middleware.py
 stack/tests/test_ops.py
 stack/tests/test_outbox.py

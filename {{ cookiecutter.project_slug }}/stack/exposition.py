@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 from celery import current_app
@@ -137,6 +138,31 @@ def database() -> Iterator[Metric]:
     yield gauge("database_connections", "Connections to it.", connections)
 
 
+def problem() -> Iterator[Metric]:
+    """Return what is wrong now, as the dashboard says it."""
+    problems: Any = import_module("stack.problems")  # imports this module itself
+    found = {(one.problem, one.subject): 1 for one in problems.current()}
+    yield gauge("problem", "What is wrong now.", found, "problem", "subject")
+
+
+def vms() -> Iterator[Metric]:
+    """Return what ops/alarm on each VM has reported."""
+    problems: Any = import_module("stack.problems")
+    found = problems.reports()  # the newest first
+    for key, name, about in (
+        ("backup", "backup_timestamp_seconds", "When the last backup was made, since 1970."),
+        ("certificate", "certificate_expiry_timestamp_seconds", "When the certificate expires."),
+    ):
+        if known := [report[key] for report in found if report.get(key)]:
+            yield gauge(name, about, known[0])
+    for key, name, about in (
+        ("disk", "vm_disk_used_ratio", "Share of the disk that is used, 0 to 1."),
+        ("memory", "vm_memory_used_ratio", "Share of the memory that is used, 0 to 1."),
+        ("load", "vm_load1", "Load of the last minute."),
+    ):
+        yield gauge(name, about, {report["vm"]: report.get(key) for report in found}, "vm")
+
+
 def counted(kind: str, sums: Mapping[str, int]) -> Iterator[tuple[str, list[str], int]]:
     """Yield the last part of each name of a kind, what is before it or all, and the count."""
     for name, count in sums.items():
@@ -194,7 +220,7 @@ class Source:
 
 threads = ThreadPoolExecutor(16, "metrics")
 SERVICES = {"broker": Source(waiting), "cache": Source(workers), "db": Source(database)}
-OTHERS = [Source(read) for read in (stranded, full, memory, requests, tasks, failed)]
+OTHERS = [Source(read) for read in (stranded, full, memory, requests, tasks, failed, problem, vms)]
 latest: tuple[float, bytes] = (-FRESH, b"")
 
 

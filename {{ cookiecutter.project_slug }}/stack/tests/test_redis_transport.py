@@ -175,6 +175,33 @@ def test_what_is_taken_is_recorded_and_what_is_done_is_not(broker: Any, connect)
     assert not broker.exists(*HELD)
 
 
+def test_an_end_is_counted_with_the_acknowledgement_and_once(broker: Any, connect) -> None:
+    send(connect(), "a", 1, 2)
+    consumer = Consumer(connect(), "a", prefetch=1)
+    consumer.wait_for(1)
+    channel, (message,) = consumer.channel, consumer.messages
+    channel.count_with(message.delivery_tag, ("task", "bucket", "sum", 1500), acknowledged=False)
+    assert not channel.counts()
+    message.ack()
+    consumer.wait_for(2)
+    counted = {b"task": b"1", b"bucket": b"1", b"sum": b"1500"}
+    assert channel.counts() == counted
+    # An answer is lost, and all is sent again.
+    channel.book.done[message.delivery_tag] = None
+    channel.book.counted[message.delivery_tag] = ("task", "bucket", "sum", 1500)
+    channel.settle()
+    assert channel.counts() == counted
+    # It was acknowledged before, when the task began.
+    channel.count_with(message.delivery_tag, ("task", "", "", 0), acknowledged=True)
+    consumer.look()
+    assert channel.counts() == counted | {b"task": b"2"}
+    # One that returns to its queue is not counted.
+    consumer.messages[-1].reject(requeue=True)
+    consumer.wait_for(3)
+    assert channel.counts() == counted | {b"task": b"2"}
+    assert not channel.book.counted
+
+
 def test_an_idle_consumer_does_not_wait_for_its_next_look(connect) -> None:
     consumer = Consumer(connect(polling_interval=1000), "a", "b")
     consumer.look()
