@@ -19,7 +19,6 @@ from stack.queues import Waiting
 from stack.tasks import sample
 
 
-
 def workers(up: int = 1, stopping: int = 0, done: int = 0) -> Workers:
     """Return what is reported of a queue."""
     return Workers(up, stopping, 0, [0] * 59 + [done], [0] * 60)
