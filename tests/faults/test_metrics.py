@@ -97,10 +97,14 @@ def test_each_task_is_counted_once_whatever_dies(stack: Stack, ledger: Ledger) -
 
 @pytest.mark.long
 def test_each_task_is_counted_once_after_many_kills(stack: Stack, ledger: Ledger) -> None:
+    def kill_broker(stack: Stack) -> None:
+        faults.kill_broker(stack)
+        wait_until_healthy(stack)  # or the next tasks are refused
+
     kinds = [
         faults.kill_main_process,
         faults.kill_pool_child,
-        faults.kill_broker,
+        kill_broker,
         faults.cut_network,
         faults.recreate,
         faults.restart_broker,
