@@ -225,6 +225,7 @@ def four_dead(rabbitmq: Stack) -> Iterator[list[str]]:
         yield tasks
     finally:
         rabbitmq.manage("failed", "--dead-letters", "--drop", "all", "--yes")
+        rabbitmq.manage("purge_queue", "crawl", "--yes")
         rabbitmq.start("worker-crawl")
 
 
