@@ -288,11 +288,11 @@ def test_failed_tasks_have_a_page_that_needs_no_script(
     page.get_by_text("Traceback").first.click()
     assert page.get_by_text("SampleError: This task was sent to fail.").nth(1).is_visible()
 
-    page.get_by_role("button", name=f"Drop: {two_failed[0]}").click()
+    page.get_by_role("button", name=f"Drop {two_failed[0]}").click()
     page.get_by_text("1 task dropped.").wait_for()
     assert page.get_by_text(two_failed[0]).count() == 0
     # The second click of two, in a tab that is old by now.
-    page.get_by_role("button", name=f"Send again: {two_failed[1]}").dblclick()
+    page.get_by_role("button", name=f"Send again {two_failed[1]}").dblclick()
     page.get_by_text("sent again").first.wait_for()
     wait_for("it failed again", lambda: two_failed[1] in laptop.manage("failed"))
 

@@ -228,29 +228,27 @@ def ready(stack: Stack, queue: str) -> int:
 @pytest.fixture
 def four_dead(rabbitmq: Stack) -> Iterator[list[str]]:
     """Four dead letters of the queue crawl, whose worker is stopped; their ids."""
+    send = (
+        "from stack.tasks import sample;"
+        "print([sample.apply_async(kwargs={{'steps': 1}}, queue='crawl', {}).id for _ in range({})])"
+    )
+    reject = (
+        "from stack import queues; channel = queues.connect().default_channel;"
+        "message = channel.basic_get('crawl');"
+        "channel.basic_reject(message.delivery_tag, requeue=False)"
+    )
     rabbitmq.compose("stop", "worker-crawl")
-    code = """
-from celery import current_app
-from stack.tasks import sample
-first = sample.apply_async(kwargs={"steps": 1}, queue="crawl", countdown=1)
-tasks = [sample.apply_async(kwargs={"steps": 1}, queue="crawl", expires=1) for _ in range(3)]
-print([task.id for task in [first, *tasks]])
-"""
-    tasks = ast.literal_eval(rabbitmq.python(code))
-    # The first has "died" of its countdown already. Then somebody rejects it.
-    code = """
-from stack import queues
-channel = queues.connect().default_channel
-message = channel.basic_get("crawl")
-print(message and channel.basic_reject(message.delivery_tag, requeue=False))
-"""
-    wait_for("the countdown is over", lambda: ready(rabbitmq, "crawl"))
-    rabbitmq.python(code)
-    wait_for("all are dead", lambda: ready(rabbitmq, "dead.letters") == 4)
     try:
+        # It has "died" of its countdown before somebody rejects it.
+        tasks = ast.literal_eval(rabbitmq.python(send.format("countdown=1", 1)))
+        wait_for("the countdown is over", lambda: ready(rabbitmq, "crawl"))
+        rabbitmq.python(reject)
+        tasks += ast.literal_eval(rabbitmq.python(send.format("expires=1", 3)))
+        wait_for("all are dead", lambda: ready(rabbitmq, "dead.letters") == 4)
         yield tasks
     finally:
         rabbitmq.manage("failed", "--dead-letters", "--drop", "all", "--yes")
+        rabbitmq.manage("purge_queue", "crawl", "--yes")
         rabbitmq.start("worker-crawl")
 
 
@@ -322,7 +320,8 @@ def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(
         assert rabbitmq.result(task).startswith("Done by crawl@")
     assert "No task has failed." in look() or "Dead letter" not in look()
 
-    logs = rabbitmq.compose("logs", "--no-log-prefix", "web-a", "web-b")
+    containers = rabbitmq.containers()
+    logs = "".join(containers[name].logs().decode() for name in ("web-a", "web-b"))
     lines = [json.loads(line) for line in logs.splitlines() if '"stack.failed"' in line]
     done = [(line["task_id"], " dropped " in line["message"]) for line in lines]
     assert sorted(done) == sorted((task, task == four_dead[1]) for task in four_dead)

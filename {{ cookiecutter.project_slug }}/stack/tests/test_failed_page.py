@@ -89,7 +89,7 @@ def test_kinds_are_grouped_by_task_queue_and_error(admin_client: Client, worker)
         fail(explode)
     fail(stumble)
     text = shown(admin_client)
-    assert re.search(r"explode ValueError in default: 2 tasks, the newest \S+ \S+, the oldest ", text)
+    assert re.search(r"ValueError in default: 2 tasks, the newest \S+ \S+, the oldest ", text)
     assert "Send all 2 again" in text
     assert "Drop all 2" in text
     assert "Send all 1" not in text
@@ -359,7 +359,7 @@ def test_a_dead_letter_is_an_entry() -> None:
         key="0123456789abcdef",
         task_id="",
         task="no task",
-        queue="crawl",
+        queue="notes",
         reason="delivery_limit",
         at=datetime.fromisoformat("2026-01-02T00:00:00Z"),
         meta={"args": None, "body": "\x00"},
