@@ -186,6 +186,20 @@ def test_a_damaged_file_is_replaced(no_engine: Alarm) -> None:
         assert no_engine.problems().keys() == {"engine-gone"}
 
 
+def test_what_cannot_be_written_down_is_pinged_and_never_mailed(
+    no_engine: Alarm, receivers: Receivers
+) -> None:
+    before = len(receivers.mails())
+    no_engine.run()
+    no_engine.age(300)
+    (no_engine.folder / ".alarm.json.half").mkdir()
+    assert ".alarm.json cannot be written" in no_engine.run()
+    path, body = receivers.pings("")[-1]
+    assert "/fail?create=1" in path
+    assert "cannot be written" in body
+    assert len(receivers.mails()) == before
+
+
 def test_what_was_seen_before_a_boot_has_not_lasted(no_engine: Alarm) -> None:
     no_engine.run()
     assert no_engine.problems().keys() == {"engine-gone"}
