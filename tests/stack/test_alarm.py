@@ -107,6 +107,7 @@ def test_a_problem_is_mailed_once_when_it_has_lasted_and_once_when_it_is_over(
     assert stat.S_IMODE((alarm.folder / ".alarm.json").stat().st_mode) == 0o600
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_found_and_mailed_together(
     broken: list[str], production: Stack, receivers: Receivers, alarm: Alarm
 ) -> None:
@@ -223,3 +224,25 @@ def test_a_deploy_may_take_longer(no_engine: Alarm) -> None:
         deploy.wait(timeout=60)
     no_engine.run()
     assert no_engine.is_on("engine-gone")
+
+
+@pytest.mark.long
+def test_what_the_site_sees_is_mailed_too_and_it_hears_of_the_vm(
+    production: Stack, receivers: Receivers, alarm: Alarm
+) -> None:
+    before, code = len(receivers.mails()), "from stack import problems; print(problems.{})"
+    production.compose("stop", "worker-crawl", "proxy")
+    try:
+        both = {"no-worker crawl", "site-down"}
+        wait_for("both", lambda: not alarm.run() and alarm.problems().keys() == both)
+        alarm.age(300)
+        alarm.run()  # the site hears of what has lasted
+        assert {key in receivers.mails()[before][0] for key in both} == {True}
+        assert "consumes the queue crawl" in receivers.mails()[before][1]
+        seen = production.python(code.format("current()"))
+        assert f"{os.uname().nodename}: The site is down" in seen
+    finally:
+        production.start("worker-crawl", "proxy")
+    wait_for("neither", lambda: not alarm.run() and not alarm.problems())
+    report = production.python(code.format("reports()[0]"))
+    assert "'disk': 0." in report
