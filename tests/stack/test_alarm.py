@@ -107,6 +107,7 @@ def test_a_problem_is_mailed_once_when_it_has_lasted_and_once_when_it_is_over(
     assert stat.S_IMODE((alarm.folder / ".alarm.json").stat().st_mode) == 0o600
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_found_and_mailed_together(
     broken: list[str], production: Stack, receivers: Receivers, alarm: Alarm
 ) -> None:
@@ -186,6 +187,20 @@ def test_a_damaged_file_is_replaced(no_engine: Alarm) -> None:
         assert no_engine.problems().keys() == {"engine-gone"}
 
 
+def test_what_cannot_be_written_down_is_pinged_and_never_mailed(
+    no_engine: Alarm, receivers: Receivers
+) -> None:
+    before = len(receivers.mails())
+    no_engine.run()
+    no_engine.age(300)
+    (no_engine.folder / ".alarm.json.half").mkdir()
+    assert ".alarm.json cannot be written" in no_engine.run()
+    path, body = receivers.pings("")[-1]
+    assert "/fail?create=1" in path
+    assert "cannot be written" in body
+    assert len(receivers.mails()) == before
+
+
 def test_what_was_seen_before_a_boot_has_not_lasted(no_engine: Alarm) -> None:
     no_engine.run()
     assert no_engine.problems().keys() == {"engine-gone"}
@@ -209,3 +224,26 @@ def test_a_deploy_may_take_longer(no_engine: Alarm) -> None:
         deploy.wait(timeout=60)
     no_engine.run()
     assert no_engine.is_on("engine-gone")
+
+
+@pytest.mark.long
+def test_what_the_site_sees_is_mailed_too_and_it_hears_of_the_vm(
+    production: Stack, receivers: Receivers, alarm: Alarm
+) -> None:
+    before, code = len(receivers.mails()), "from stack import problems; print(problems.{})"
+    production.compose("stop", "worker-crawl", "proxy")
+    try:
+        both = {"no-worker crawl", "site-down"}
+        wait_for("both", lambda: not alarm.run() and alarm.problems().keys() == both)
+        alarm.age(300)
+        alarm.run()  # the site hears of what has lasted
+        subject, text = receivers.mails()[before]
+        assert all(key in subject for key in both)
+        assert "consumes the queue crawl" in text
+        seen = production.python(code.format("current()"))
+        assert f"{os.uname().nodename}: The site is down" in seen
+    finally:
+        production.start("worker-crawl", "proxy")
+    wait_for("neither", lambda: not alarm.run() and not alarm.problems())
+    report = production.python(code.format("reports()[0]"))
+    assert "'disk': 0." in report

@@ -154,8 +154,7 @@ def check_capacity() -> None:
 # A worker must not wait for the broker to confirm what only Flower reads.
 EVENT_OPTIONS: dict[str, object] = {"confirm_publish": False, "on_blocked": None}
 REMOTE_CONTROL = True
-# Above 4: two for each of the others. https://www.rabbitmq.com/docs/quorum-queues#priorities
-URGENT = 9
+URGENT = 9  # ahead of tasks without one: https://www.rabbitmq.com/docs/quorum-queues#priorities
 
 
 def mark_redelivered(message: Any) -> None:

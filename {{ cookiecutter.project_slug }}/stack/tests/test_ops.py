@@ -49,6 +49,10 @@ def test_every_command_shows_its_help(command: str) -> None:
             "Others can see this command line: use --set CACHE_URL, which reads the value.",
         ),
         (
+            ["deploy", "--set", "PING_URL=https://hc-ping.com/key", "vm"],
+            "Others can see this command line: use --set PING_URL, which reads the value.",
+        ),
+        (
             ["deploy", "--set", "SECRET_KEY", "vm"],
             "Standard input has no value for SECRET_KEY.",
         ),
