@@ -165,11 +165,6 @@ def test_a_process_that_ends_sends_its_last_spans(stack: Stack, collector: Conta
         stack.start("web-a", "web-b", *WORKERS)
 
 
-def test_beat_begins_no_trace_and_its_tasks_do(stack: Stack, collector: Container) -> None:
-    stack.python("from stack.tasks import sample; sample.delay(steps=1)")
-    assert {span.service for span in spans(collector)} <= {"web", *WORKERS}
-
-
 def test_without_the_collector_the_site_works_and_says_so(
     stack: Stack, collector: Container
 ) -> None:
