@@ -218,6 +218,7 @@ stack/tests/test_results.py
 stack/tests/test_servers.py
 stack/tests/test_settings.py
 stack/tests/test_task.py
+stack/tests/test_telemetry.py
 stack/watchdog
 static/icon.svg
 static/site.css

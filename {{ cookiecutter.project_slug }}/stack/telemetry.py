@@ -6,6 +6,7 @@ line has; no path, query string, header, address, argument or text of an error.
 """
 
 import logging
+import signal
 from typing import Any
 
 from celery.signals import (
@@ -43,7 +44,7 @@ def start() -> None:
     """Trace the requests of web and the tasks of workers; beat, without outbound access, sends nothing."""
     if SERVICE == "web":
         settings.MIDDLEWARE = ["stack.telemetry.trace_requests", *settings.MIDDLEWARE]
-        send()
+        end_with(send())
     elif SERVICE == "worker":
         task_prerun.connect(task_started)
         task_postrun.connect(task_ended)
@@ -53,7 +54,7 @@ def start() -> None:
     logging.setLogRecordFactory(make_record_with_trace_id)
 
 
-def send(**kwargs: object) -> None:
+def send(**kwargs: object) -> TracerProvider:
     """Send the spans of this process, in batches, to where the variables OTEL_… say."""
     resource = {
         "service.name": "-".join([SERVICE, *QUEUES]),  # as in compose.yaml
@@ -63,8 +64,21 @@ def send(**kwargs: object) -> None:
     provider = TracerProvider(resource=Resource.create(resource))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    # A child of a worker ends without atexit, which is enough for others.
+    # A child of a worker ends without atexit, by which other processes send the rest.
     worker_process_shutdown.connect(lambda **kwargs: provider.shutdown(), weak=False)
+    return provider
+
+
+def end_with(provider: TracerProvider) -> None:
+    """Send the rest before SIGTERM, with which uvicorn ends its process when all requests are done."""
+
+    def end(*args: object) -> None:
+        provider.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
 
 
 @sync_only_middleware
