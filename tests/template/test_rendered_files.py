@@ -184,6 +184,7 @@ stack/settings.py
 stack/tasks.py
 stack/templates/stack/unavailable.html
 stack/testing.py
+stack/tests/test_alerts.py
 stack/tests/test_cache.py
 stack/tests/test_canvas.py
 stack/tests/test_commands.py

@@ -141,7 +141,7 @@ def vms() -> Iterator[Metric]:
     """Return what ops/alarm reports of each VM."""
     for name, key, about in (
         ("backup_timestamp_seconds", "backup", "Last backup, in seconds since 1970."),
-        ("certificate_expiry_timestamp_seconds", "certificate", "End of the certificate, likewise."),
+        ("certificate_expiry_timestamp_seconds", "certificate", "End of the certificate."),
         ("vm_disk_used_ratio", "disk", "Share of the disk that is used."),
         ("vm_memory_used_ratio", "memory", "Share of the memory that is used."),
         ("vm_load1", "load", "Load of the last minute."),
