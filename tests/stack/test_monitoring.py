@@ -79,6 +79,7 @@ def test_without_the_profile_its_address_is_not_found(laptop: Stack) -> None:
     assert "does not run" in answer.text
 
 
+@pytest.mark.long
 def test_each_command_of_its_runbook_works(production: Stack, staff: requests.Session) -> None:
     with staff.get(f"{production.url}/status/live/", stream=True, timeout=60) as stream:
         next(stream.iter_content(1))
