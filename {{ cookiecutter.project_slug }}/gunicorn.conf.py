@@ -1,8 +1,11 @@
 """gunicorn reads this file by itself: https://docs.gunicorn.org/en/stable/settings.html"""
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from gunicorn.arbiter import Arbiter
 from uvicorn_worker import UvicornWorker
@@ -12,6 +15,19 @@ class Worker(UvicornWorker):
     """uvicorn's worker without ASGI lifespan, which Django does not support."""
 
     CONFIG_KWARGS = UvicornWorker.CONFIG_KWARGS | {"lifespan": "off"}
+
+    def init_signals(self) -> None:
+        """Set what uvicorn leaves a SIGTERM to, once it has answered all requests."""
+        super().init_signals()
+        signal.signal(signal.SIGTERM, end)
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """Report the last requests for /metrics, and end."""
+    if metrics := sys.modules.get("stack.metrics"):
+        metrics.counts.push()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 # Set here and not in compose.yaml: a command in the same container has no use for a pool, whose

@@ -1,19 +1,15 @@
 """The figures of /metrics equal the ledger, whatever dies."""
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.stack.stack import Stack, wait_for
+from tests.stack.stack import Stack, figures, wait_for
 
 from . import faults
 from .helpers import Ledger, judge_after, ledger_stack, main_process, wait_until_healthy
-
-ROW = re.compile(r"(\w+)(?:{(.*)})? (\S+)")
-LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +36,6 @@ def scrape(stack: Stack) -> str:
     answer = stack.get("/metrics", headers={"Authorization": "Bearer a-token-of-tests"})
     assert answer.status_code == 200
     return answer.text
-
-
-def figures(text: str, name: str) -> Counter[tuple[str, ...]]:
-    """Return the figures of a name, by the values of its labels in the order of the labels' names."""
-    found = Counter()
-    for line in text.splitlines():
-        row = ROW.fullmatch(line)
-        if row and row[1] == name:
-            labels = sorted(LABEL.findall(row[2] or ""))
-            found[tuple(value for _, value in labels)] = int(float(row[3]))
-    return found
 
 
 def tasks(stack: Stack) -> Counter[tuple[str, ...]]:
@@ -112,15 +97,24 @@ def test_each_task_is_counted_once_whatever_dies(stack: Stack, ledger: Ledger) -
 
 @pytest.mark.long
 def test_each_task_is_counted_once_after_many_kills(stack: Stack, ledger: Ledger) -> None:
+    def kill_broker(stack: Stack) -> None:
+        faults.kill_broker(stack)
+        wait_until_healthy(stack)  # or the next tasks are refused
+
     kinds = [
         faults.kill_main_process,
         faults.kill_pool_child,
-        faults.kill_broker,
+        kill_broker,
         faults.cut_network,
         faults.recreate,
         faults.restart_broker,
     ]
     count_tasks(stack, ledger, 100, *kinds * 4)
+
+
+def test_the_token_opens_the_page(stack: Stack) -> None:
+    assert stack.get("/metrics").status_code == 403
+    assert "stack_up" in scrape(stack)
 
 
 def test_a_killed_web_instance_loses_no_request_that_was_reported(stack: Stack) -> None:

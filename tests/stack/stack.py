@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def wait_for(what: str, look: Callable[[], Any], seconds: float = PATIENCE) -> A
             )
             time.sleep(pause)
             pause = min(1, 1.5 * pause)
+
+
+def figures(text: str, name: str) -> Counter[tuple[str, ...]]:
+    """Return the figures of a name in /metrics, by the values of its labels, which are sorted by name."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for line in text.splitlines():
+        row = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line)
+        if row and row[1] == name:
+            labels = sorted(re.findall(r'(\w+)="([^"]*)"', row[2] or ""))
+            found[tuple(value for _, value in labels)] = int(float(row[3]))
+    return found
 
 
 class Stack:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import requests
 from tests.faults.helpers import Ledger, ledger_stack
 from tests.runbook import follow, problems
 
-from .stack import Stack, wait_for
+from .stack import Stack, figures, wait_for
 
 QUEUES = ["default", "crawl", "notify"]
 
@@ -108,6 +109,27 @@ def test_the_log_names_the_queue_of_a_task_that_the_broker_delayed(rabbitmq: Sta
     wait_for("the task has ended", lines)
     (line,) = map(json.loads, lines())
     assert (line["queue"], line["outcome"], line["request_id"]) == ("crawl", "succeeded", task)
+
+
+def test_metrics_count_each_task(rabbitmq: Stack) -> None:
+    code = (
+        "import urllib.request as r; print(r.urlopen('http://web-b:8000/metrics').read().decode())"
+    )
+
+    def ended() -> Counter[tuple[str, ...]]:
+        return figures(rabbitmq.python(code), "stack_tasks_total")
+
+    before = ended()
+    for _ in range(3):
+        rabbitmq.send("notify", steps=1, pause=0)
+    rabbitmq.send("crawl", steps=2, pause=0, fail=True)
+    expected = {
+        ("notify", "succeeded", "stack.tasks.sample"): 3,
+        ("crawl", "failed", "stack.tasks.sample"): 1,
+    }
+    # The workers report every two seconds, what is left when they stop.
+    rabbitmq.compose("restart", "--no-deps", "worker-notify", "worker-crawl")
+    wait_for("all are counted", lambda: ended() - before == expected)
 
 
 def test_failed_tasks_are_shown_and_sent_again(rabbitmq: Stack) -> None:

@@ -71,9 +71,9 @@ def status(answer: str) -> int:
     return int(answer.split(" ", 2)[1])
 
 
-def untidied(production: Stack, path: str) -> requests.Response:
+def untidied(production: Stack, path: str, **headers: str) -> requests.Response:
     """GET a path as it is, which requests would tidy."""
-    request = requests.Request("GET", production.url).prepare()
+    request = requests.Request("GET", production.url, headers=headers).prepare()
     request.url = production.url + path
     return requests.Session().send(request, allow_redirects=False, timeout=60)
 
@@ -183,6 +183,28 @@ def test_staff_pages_require_a_log_in(production: Stack) -> None:
         assert production.get(path).status_code == 404, path
     assert production.get("/healthz").text == "ok"
     assert set(production.get("/readyz").json().values()) == {"ok"}
+
+
+def test_metrics_are_internal_without_a_token(production: Stack) -> None:
+    paths = ("/metrics", "/metrics?a", "/metrics/", "//metrics", "/./metrics", "/%6Detrics")
+    headers: list[dict[str, str]] = [
+        {},
+        {"X-Forwarded-For": ""},
+        {"Connection": "close, X-Forwarded-For"},
+        {"Authorization": "Bearer "},
+    ]
+    for path in paths:
+        for more in headers:
+            answer = untidied(production, path, **more)
+            assert (answer.status_code, "stack_" in answer.text) == (404, False), (path, more)
+    old = raw(production, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert (status(old), "stack_" in old) == (404, False)
+    assert requests.head(f"{production.url}/metrics", timeout=60).status_code == 404
+    code = (
+        "import urllib.request as r; print(r.urlopen('http://web-a:8000/metrics').read().decode())"
+    )
+    inside = production.compose("exec", "--no-TTY", "web-b", "python", "-c", code)
+    assert 'stack_up{service="broker"} 1.0' in inside
 
 
 def test_another_site_cannot_use_a_logged_in_flower(production: Stack) -> None:
@@ -714,6 +736,7 @@ ROWS = {
     "Prometheus without a password, or changes in it with one": "test_prometheus_is_for_staff_and_for_reading",
     "a program in `db`, `broker` or `cache` that connects to the internet or to the host": "test_the_data_network_does_not_lead_to_the_host",
     "pages, Flower's API, `.env` without a password": "test_staff_pages_require_a_log_in",
+    "`/metrics` without a token": "test_metrics_are_internal_without_a_token",
     "another site uses Flower with your password": "test_another_site_cannot_use_a_logged_in_flower",
     "secrets of `.env` in Flower, with its password": "test_flower_shows_no_secret",
     "a container that runs an attacker's code, such as Flower": "test_each_service_knows_only_the_secrets_that_it_needs",

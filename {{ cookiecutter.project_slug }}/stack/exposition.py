@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 from celery import current_app
@@ -26,7 +27,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from . import activity, brokers, metrics, problems, queues
+from . import activity, brokers, metrics, queues
 from .celery.results import FAILED, Results
 
 TIMEOUT = 3  # seconds
@@ -137,22 +138,29 @@ def database() -> Iterator[Metric]:
     yield gauge("database_connections", "Connections to it.", connections)
 
 
+def problem() -> Iterator[Metric]:
+    """Return what is wrong now, as the dashboard says it."""
+    problems: Any = import_module("stack.problems")  # imports this module itself
+    found = {(one.problem, one.subject): 1 for one in problems.current()}
+    yield gauge("problem", "What is wrong now.", found, "problem", "subject")
+
+
 def vms() -> Iterator[Metric]:
-    """Return what ops/alarm reports of each VM."""
-    for name, key, about in (
-        ("backup_timestamp_seconds", "backup", "Last backup, in seconds since 1970."),
-        ("certificate_expiry_timestamp_seconds", "certificate", "End of the certificate."),
-        ("vm_disk_used_ratio", "disk", "Share of the disk that is used."),
-        ("vm_memory_used_ratio", "memory", "Share of the memory that is used."),
-        ("vm_load1", "load", "Load of the last minute."),
+    """Return what ops/alarm on each VM has reported."""
+    problems: Any = import_module("stack.problems")
+    found = problems.reports()  # the newest first
+    for key, name, about in (
+        ("backup", "backup_timestamp_seconds", "When the last backup was made, since 1970."),
+        ("certificate", "certificate_expiry_timestamp_seconds", "When the certificate expires."),
     ):
-        yield gauge(name, about, {one["vm"]: one[key] for one in problems.reports()}, "vm")
-
-
-def wrong() -> Iterator[Metric]:
-    """Return a 1 for each problem."""
-    found = dict.fromkeys(((one.problem, one.subject) for one in problems.current()), 1.0)
-    yield gauge("problem", "What /status/ says is wrong.", found, "problem", "subject")
+        if known := [report[key] for report in found if report.get(key)]:
+            yield gauge(name, about, known[0])
+    for key, name, about in (
+        ("disk", "vm_disk_used_ratio", "Share of the disk that is used, 0 to 1."),
+        ("memory", "vm_memory_used_ratio", "Share of the memory that is used, 0 to 1."),
+        ("load", "vm_load1", "Load of the last minute."),
+    ):
+        yield gauge(name, about, {report["vm"]: report.get(key) for report in found}, "vm")
 
 
 def counted(kind: str, sums: Mapping[str, int]) -> Iterator[tuple[str, list[str], int]]:
@@ -214,7 +222,7 @@ threads = ThreadPoolExecutor(16, "metrics")
 SERVICES = {"broker": Source(waiting), "cache": Source(workers), "db": Source(database)}
 OTHERS = [Source(read) for read in (stranded, full, memory, requests, tasks, failed, vms)]
 # It waits for what does not answer, and says so then.
-OTHERS.append(Source(wrong, timeout=2 * TIMEOUT))
+OTHERS.append(Source(problem, timeout=2 * TIMEOUT))
 latest: tuple[float, bytes] = (-FRESH, b"")
 
 

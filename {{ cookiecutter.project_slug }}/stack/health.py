@@ -74,7 +74,7 @@ async def readyz(scope: Scope) -> tuple[int, str, bytes]:
 
 async def metrics(scope: Scope) -> tuple[int, str, bytes]:
     """
-    Return the metrics; whoever comes by the proxy needs METRICS_TOKEN.
+    Return the metrics; a request by the proxy needs METRICS_TOKEN.
 
     The proxy sets X-Forwarded-For in every request, whatever a client sends; inside nobody else does.
     """

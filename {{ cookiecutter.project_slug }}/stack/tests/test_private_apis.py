@@ -98,6 +98,7 @@ USED = [
     (django_cache._cache, "_serializer", "stack/settings.py"),
     (Arbiter, "murder_workers", "gunicorn.conf.py"),
     (UvicornWorker, "CONFIG_KWARGS", "gunicorn.conf.py"),
+    (UvicornWorker, "init_signals", "gunicorn.conf.py"),
     (Server, "capture_signals", "stack/dashboard/live.py"),
 ]
 
