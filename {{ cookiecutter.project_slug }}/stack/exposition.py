@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib import import_module
 from typing import Any
 
 from celery import current_app
@@ -27,7 +26,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from . import activity, brokers, metrics, queues
+from . import activity, brokers, metrics, problems, queues
 from .celery.results import FAILED, Results
 
 TIMEOUT = 3  # seconds
@@ -140,14 +139,12 @@ def database() -> Iterator[Metric]:
 
 def problem() -> Iterator[Metric]:
     """Return what is wrong now, as the dashboard says it."""
-    problems: Any = import_module("stack.problems")  # imports this module itself
     found = {(one.problem, one.subject): 1 for one in problems.current()}
     yield gauge("problem", "What is wrong now.", found, "problem", "subject")
 
 
 def vms() -> Iterator[Metric]:
     """Return what ops/alarm on each VM has reported."""
-    problems: Any = import_module("stack.problems")
     found = problems.reports()  # the newest first
     for key, name, about in (
         ("backup", "backup_timestamp_seconds", "When the last backup was made, since 1970."),

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -21,6 +22,7 @@ import redis
 from django.conf import settings
 from django.db import connection as database
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from . import activity, brokers, metrics, queues
 from .environment import env
@@ -109,8 +111,11 @@ def aside(connection: Connection) -> Aside:
     """Return what waits and is not about to run; OperationalError when the broker does not answer."""
     with queues.reached(connection):
         dead = brokers.current().dead_letters(connection)
-    unknown = brokers.current().AGE_UNKNOWN
-    return Aside(queues.stranded(connection), dead, still(connection) if unknown else {})
+    motionless = still(connection) if brokers.current().AGE_UNKNOWN else {}
+    stranded: dict[str, int] = {}
+    with suppress(OperationalError):  # a RabbitMQ that is managed by others need not list its queues
+        stranded = queues.stranded(connection)
+    return Aside(stranded, dead, motionless)
 
 
 def still(connection: Connection) -> dict[str, float]:

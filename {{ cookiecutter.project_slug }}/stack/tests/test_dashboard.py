@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from django.test import Client
 from django.urls import include, path
 
 from stack import activity, failed
+from stack.dashboard import runbook
 from stack.dashboard.live import PAGES, Probe, failures, message
 from stack.dashboard.views import when
 from stack.tasks import sample
@@ -186,3 +188,22 @@ def test_a_full_broker_is_neither_up_nor_down(up: bool, full: bool | None, shown
 )
 def test_a_schedule_is_shown_in_words(schedule: object, words: str) -> None:
     assert when(schedule) == words
+
+
+def test_the_runbook_is_for_staff(client: Client) -> None:
+    assert client.get("/status/runbook/").headers["Location"].startswith("/admin/login/")
+
+
+def test_the_runbook_has_an_anchor_for_each_section(admin_client: Client) -> None:
+    page = admin_client.get("/status/runbook/").content.decode()
+    text = runbook.FILE.read_text(encoding="utf-8")
+    assert re.findall('<h2 id="(.+?)">', page) == re.findall("^## (.+)$", text, re.MULTILINE)
+    assert page.count("<pre>") == text.count("```sh\n") > 10
+    assert "<code>QUEUES</code>" in page
+    assert not re.search(r"```|\]\(|\*\*", page)
+
+
+def test_without_the_file_the_page_says_so(admin_client: Client, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(runbook, "FILE", tmp_path / "runbook.md")
+    page = admin_client.get("/status/runbook/").content.decode()
+    assert "This project has no docs/runbook.md." in page

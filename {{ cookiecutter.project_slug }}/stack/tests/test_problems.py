@@ -2,6 +2,7 @@ import asyncio
 import json
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,17 +10,13 @@ import pytest
 from asgiref.testing import ApplicationCommunicator
 from celery import current_app
 from django.conf import settings
-from django.test import Client
 
 from stack import activity, brokers, problems, queues
 from stack.activity import Workers
-from stack.dashboard import runbook
 from stack.health import MAX_BODY, HealthChecks
 from stack.problems import Aside, Problem, Recent, find, parse
 from stack.queues import Waiting
 from stack.tasks import sample
-
-ANCHORS = {section["heading"] for section in runbook.sections()}
 
 
 def workers(up: int = 1, stopping: int = 0, done: int = 0) -> Workers:
@@ -66,7 +63,7 @@ def test_nothing_is_wrong_within_the_limits() -> None:
 
 
 @pytest.mark.parametrize(("problem", "subject", "down", "answers"), WRONG)
-def test_each_problem_has_one_sentence_and_a_section_of_the_runbook(
+def test_each_problem_has_one_sentence(
     problem: str, subject: str, down: set[str], answers: dict[str, Any]
 ) -> None:
     known = {name: answer for name, answer in (FINE | answers).items() if name not in down}
@@ -74,11 +71,10 @@ def test_each_problem_has_one_sentence_and_a_section_of_the_runbook(
     assert (found.problem, found.subject) == (problem, subject)
     assert subject in found.sentence
     assert found.sentence.endswith(".")
-    assert problem in ANCHORS
 
 
 def test_each_problem_that_the_code_names_is_tried_here() -> None:
-    code = (runbook.FILE.parent.parent / "stack/problems.py").read_text(encoding="utf-8")
+    code = Path(problems.__file__).read_text(encoding="utf-8")
     named = set(re.findall(r'Problem\(\s*"([\w-]+)"', code))
     assert named == {problem for problem, *_ in WRONG}
 
@@ -254,26 +250,3 @@ def test_what_is_kept_is_bounded(running: None) -> None:
     assert len(problems.reports()) == activity.store().hlen("problems:vms") == problems.VMS
     assert problems.reports()[0]["vm"] == f"vm-{problems.VMS + 4}"
     activity.store().flushdb()
-
-
-# The runbook --------------------------------------------------------------------------------------
-
-
-def test_the_runbook_is_for_staff(client: Client) -> None:
-    assert client.get("/status/runbook/").headers["Location"].startswith("/admin/login/")
-
-
-@pytest.mark.django_db
-def test_the_runbook_has_an_anchor_for_each_section(admin_client: Client) -> None:
-    page = admin_client.get("/status/runbook/").content.decode()
-    assert set(re.findall('<h2 id="(.+?)">', page)) | {""} == ANCHORS
-    assert page.count("<pre>") == runbook.FILE.read_text(encoding="utf-8").count("```sh\n")
-    assert "<code>QUEUES</code>" in page
-    assert not re.search(r"```|\]\(|\*\*", page)
-
-
-@pytest.mark.django_db
-def test_without_the_file_the_page_says_so(admin_client: Client, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(runbook, "FILE", tmp_path / "runbook.md")
-    page = admin_client.get("/status/runbook/").content.decode()
-    assert "This project has no docs/runbook.md." in page
