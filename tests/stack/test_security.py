@@ -187,13 +187,14 @@ def test_staff_pages_require_a_log_in(production: Stack) -> None:
 
 
 def test_no_visitor_reports_as_a_vm(production: Stack) -> None:
-    before = production.python("from stack import problems; print(problems.reports())")
     report = {"vm": "visitor", "problems": []}
     for path in ("/vm", "/vm?a", "//vm", "/./vm", "/%76m"):
         for headers in ({}, {"X-Forwarded-For": ""}, {"Connection": "close, X-Forwarded-For"}):
             answer = requests.post(production.url + path, json=report, headers=headers, timeout=60)
             assert answer.status_code == 404, (path, headers)
-    assert production.python("from stack import problems; print(problems.reports())") == before
+    assert "visitor" not in production.python(
+        "from stack import problems; print(problems.reports())"
+    )
 
 
 def test_metrics_are_internal_without_a_token(production: Stack) -> None:
