@@ -23,7 +23,8 @@ NAME_RULE = (
 DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 EMAIL_USER = re.compile(r"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*")
 SERVICES = (
-    "beat broker cache certificates db flower migrate proxy sample-site web web-a web-b worker"
+    "beat broker cache certificates db flower migrate monitoring proxy sample-site"
+    " web web-a web-b worker"
 ).split()
 
 

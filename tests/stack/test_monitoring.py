@@ -12,29 +12,13 @@ from tests.runbook import follow, problems
 
 from .stack import PRODUCTION, Stack, wait_for
 
-STAFF = """
-from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.test import Client
-user, _ = get_user_model().objects.get_or_create(username="watcher", is_staff=True)
-client = Client()
-client.force_login(user)
-print(client.cookies[settings.SESSION_COOKIE_NAME].value)
-"""
 FASTER = 20  # so many times
-
-
-def cookie(stack: Stack) -> dict[str, str]:
-    """Log a member of staff in; return the cookie."""
-    return {f"{stack.slug}_sessionid": stack.python(STAFF).splitlines()[-1]}
 
 
 @pytest.fixture(scope="module")
 def staff(production: Stack) -> requests.Session:
     """A session of a member of staff."""
-    session = requests.Session()
-    session.cookies.update(cookie(production))
-    return session
+    return production.staff()
 
 
 def query(stack: Stack, session: requests.Session, expression: str) -> list[dict]:
@@ -53,19 +37,6 @@ def fire(stack: Stack) -> set[str]:
     return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
 
 
-def test_visitors_are_sent_to_the_log_in_and_staff_to_prometheus(
-    production: Stack, staff: requests.Session
-) -> None:
-    for path in ("", "query", "alerts", "api/v1/query?query=up", "api/v1/alerts", "metrics"):
-        answer = production.get(f"/monitoring/{path}")
-        assert (answer.status_code, answer.headers["Location"]) == (302, "/status/monitoring/")
-    ends = requests.get(f"{production.url}/monitoring/", timeout=60)
-    assert ends.url == f"{production.url}/admin/login/?next=/status/monitoring/"
-    start = staff.get(f"{production.url}/status/monitoring/", timeout=60)
-    assert (start.status_code, start.url.startswith(f"{production.url}/monitoring/")) == (200, True)
-    assert "Prometheus" in start.text
-
-
 def test_prometheus_has_the_figures_of_the_stack(
     production: Stack, staff: requests.Session
 ) -> None:
@@ -81,27 +52,6 @@ def test_prometheus_has_the_figures_of_the_stack(
     url = f"{production.url}/monitoring/api/v1/query"
     answer = staff.post(url, data={"query": f"up{' ' * 9000}"}, timeout=60)
     assert len(answer.json()["data"]["result"]) == 1
-
-
-def test_nothing_can_be_changed_in_prometheus(production: Stack, staff: requests.Session) -> None:
-    for method, path in (
-        ("POST", "api/v1/admin/tsdb/delete_series?match[]=up"),
-        ("POST", "api/v1/admin/tsdb/snapshot"),
-        ("PUT", "api/v1/admin/tsdb/clean_tombstones"),
-        ("POST", "api/v1/write"),
-        ("POST", "-/reload"),
-        ("PUT", "-/quit"),
-        ("GET", "-/healthy"),
-        ("GET", "debug/pprof/"),
-        ("GET", "%64ebug/pprof/heap"),
-        ("GET", "api/..%2fdebug/pprof/"),
-        ("POST", "api/v1/query/../../../-/quit"),
-    ):
-        request = requests.Request(method, production.url, cookies=dict(staff.cookies)).prepare()
-        request.url = f"{production.url}/monitoring/{path}"
-        answer = requests.Session().send(request, allow_redirects=False, timeout=60)
-        assert answer.status_code == 403, path
-    assert query(production, staff, "up")
 
 
 def test_a_request_with_a_body_leaves_the_connection_to_web_usable(production: Stack) -> None:
@@ -129,6 +79,7 @@ def test_without_the_profile_its_address_is_not_found(laptop: Stack) -> None:
     assert "does not run" in answer.text
 
 
+@pytest.mark.long
 def test_each_command_of_its_runbook_works(production: Stack, staff: requests.Session) -> None:
     with staff.get(f"{production.url}/status/live/", stream=True, timeout=60) as stream:
         next(stream.iter_content(1))
@@ -209,27 +160,28 @@ def test_one_web_instance_is_enough_and_none_is_an_alert(fast: Stack) -> None:
 
 
 @pytest.mark.long
-def test_no_alert_fires_in_an_hour_of_normal_work(fast: Stack) -> None:
+def test_no_alert_fires_in_two_hours_of_normal_work(fast: Stack) -> None:
     since, fired = time.monotonic(), set()
     # A flood of fifty minutes in one queue, twice as much as its worker does.
     flood = (
         "import time\nfrom stack.tasks import sample\n"
         f"end = time.time() + {3000 // FASTER}\n"
         "while time.time() < end:\n"
-        "    for _ in range(4): sample.apply_async(kwargs={'steps': 1}, queue='crawl')\n"
+        "    for _ in range(13): sample.apply_async(kwargs={'steps': 1}, queue='crawl')\n"
         "    time.sleep(1)"
     )
-    container = fast.containers()["worker-notify"]
-    container.exec_run(["./manage.py", "shell", "--no-imports", "--command", flood], detach=True)
+    shell = ["./manage.py", "shell", "--no-imports", "--command", flood]
+    fast.compose("run", "--rm", "--detach", "--no-deps", "web", *shell)
     for service in ("beat", "worker-default", "cache", "web-a", "db", "broker", "monitoring"):
         fast.compose("restart", "--no-deps", service)
         wait_for("health", lambda service=service: fast.health(service) == "healthy")
         fired |= fire(fast)
-    fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced
+    longest = "max_over_time(stack_queue_waiting{queue='crawl'}[1h])"
+    assert float(query(fast, fast.staff(), longest)[0]["value"][1]) > 200
+    fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced, as by a deploy
     fast.shell("ops/roll")
     fast.up()
-    fired |= fire(fast)
-    while time.monotonic() < since + 3600 / FASTER:
-        time.sleep(2)
+    while time.monotonic() < since + 2 * 3600 / FASTER:
         fired |= fire(fast)
+        time.sleep(2)
     assert fired == set()

@@ -134,6 +134,33 @@ def test_the_data_network_does_not_lead_to_the_host(production: Stack) -> None:
 # Without a password -------------------------------------------------------------------------------
 
 
+def test_prometheus_is_for_staff_and_for_reading(production: Stack) -> None:
+    for path in ("", "query", "alerts", "api/v1/query?query=up", "api/v1/alerts", "metrics"):
+        answer = production.get(f"/monitoring/{path}")
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/status/monitoring/")
+    ends = requests.get(f"{production.url}/monitoring/", timeout=60)
+    assert ends.url == f"{production.url}/admin/login/?next=/status/monitoring/"
+    staff = production.staff()
+    start = staff.get(f"{production.url}/status/monitoring/", timeout=60)
+    assert start.url == f"{production.url}/monitoring/query"
+    for method, path in (
+        ("POST", "api/v1/admin/tsdb/delete_series?match[]=up"),
+        ("POST", "api/v1/admin/tsdb/snapshot"),
+        ("PUT", "api/v1/admin/tsdb/clean_tombstones"),
+        ("POST", "api/v1/write"),
+        ("POST", "-/reload"),
+        ("PUT", "-/quit"),
+        ("GET", "-/healthy"),
+        ("GET", "debug/pprof/"),
+        ("GET", "%64ebug/pprof/heap"),
+        ("GET", "api/..%2fdebug/pprof/"),
+        ("POST", "api/v1/query/../../../-/quit"),
+    ):
+        request = staff.prepare_request(requests.Request(method, production.url))
+        request.url = f"{production.url}/monitoring/{path}"
+        assert staff.send(request, allow_redirects=False, timeout=60).status_code == 403, path
+
+
 def test_staff_pages_require_a_log_in(production: Stack) -> None:
     for path in ("", "workers", "tasks", "broker", "api/workers", "api/tasks", "api/queues/length"):
         assert production.get(f"/flower/{path}").status_code == 401, path

@@ -10,9 +10,7 @@ import pytest
 Answer = Callable[..., object]
 Refusals = Callable[..., list[str]]
 
-SERVICES = (
-    "beat broker cache certificates db flower migrate proxy sample-site web web-a web-b worker"
-)
+SERVICES = "beat broker cache certificates db flower migrate monitoring proxy sample-site web web-a web-b worker"
 
 
 def one(sentences: list[str], about: str) -> None:

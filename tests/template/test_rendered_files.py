@@ -193,6 +193,7 @@ stack/tasks.py
 stack/telemetry.py
 stack/templates/stack/unavailable.html
 stack/testing.py
+stack/tests/test_alerts.py
 stack/tests/test_cache.py
 stack/tests/test_canvas.py
 stack/tests/test_commands.py

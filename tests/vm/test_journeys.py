@@ -145,6 +145,34 @@ def test_a_deploy_with_pull_brings_what_is_newer_here_and_cannot_be_pulled_there
 
 
 @pytest.mark.long
+def test_a_deploy_starts_prometheus_and_refuses_rules_that_it_would_not_load(
+    vm: ProductionVm,
+) -> None:
+    printed = vm.deploy("--set=COMPOSE_PROFILES=monitoring", f"--tag={vm.version()}", WAIT)
+    assert re.search(r"shipping (.*)$", printed, re.MULTILINE)[1].startswith("prom/prometheus:")
+    ask = "docker compose exec -T monitoring wget -q -O - http://127.0.0.1:9090/monitoring/api/v1/"
+    vm.here(f"until {ask}query?query=stack_up | grep -q broker; do sleep 2; done")
+    assert vm.get("/monitoring/").headers["Location"] == "/status/monitoring/"
+    assert "monitoring " in vm.ops("status", "--host", vm.host)
+    before, container = vm.version(), vm.running()["monitoring"]
+    rules = "monitoring/alerts.yaml"
+    vm.stack.edit(rules, "expr: absent(stack_up)", "expr: absent(stack_up")
+    printed = vm.deploy(WAIT, code=1)
+    assert "unclosed left parenthesis" in printed
+    assert f"{before} serves as before" in printed
+    # A change of the rules is loaded into the container that runs.
+    vm.stack.edit(rules, "expr: absent(stack_up", "expr: absent(stack_up) and 1 == 1 # ")
+    vm.deploy(WAIT)
+    vm.here(f"until {ask}rules | grep -q '1 == 1'; do sleep 2; done", timeout=90)
+    assert vm.running()["monitoring"] == container
+    # Not in the way of the tests that follow.
+    vm.stack.edit(rules, "expr: absent(stack_up) and 1 == 1 # )", "expr: absent(stack_up)")
+    vm.deploy("--set=COMPOSE_PROFILES=none", WAIT)
+    vm.here("docker compose rm --stop --force monitoring")
+    assert "monitoring" not in vm.running()
+
+
+@pytest.mark.long
 def test_secrets_are_replaced_from_elsewhere(vm: ProductionVm) -> None:
     names = ("FLOWER_PASSWORD", "CACHE_PASSWORD")
     before, containers = vm.settings(), vm.running()

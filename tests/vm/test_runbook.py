@@ -22,5 +22,6 @@ def test_each_command_of_the_runbook_works_on_a_vm(vm: ProductionVm) -> None:
     assert vm.here("ls backups/*.tar")
     assert "Images" in follow(vm, "disk-full")
     follow(vm, "certificate-expires")
+    assert "alarm@" in follow(vm, "vm-silent")
     assert "active (running)" in follow(vm, "engine-gone")
     vm.wait_until_healthy(services)

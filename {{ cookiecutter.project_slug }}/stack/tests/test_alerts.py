@@ -16,11 +16,11 @@ ANSWER = {
                 "labels": {
                     "alertname": "QueueGrows",
                     "problem": "queue-grows",
-                    "queue": "crawl",
+                    "queue": "exports",
                     "severity": "warning",
-                    "subject": "crawl",
+                    "subject": "exports",
                 },
-                "annotations": {"summary": "The queue crawl grows."},
+                "annotations": {"summary": "The queue exports grows."},
                 "state": "firing",
                 "activeAt": "2026-11-29T12:00:00Z",
                 "value": "1.2e+02",
@@ -72,7 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_alerts_that_fire_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPOSE_PROFILES", "sample, monitoring")
-    assert alerts.firing() == [("queue-grows", "crawl", "The queue crawl grows.")]
+    assert alerts.firing() == [("queue-grows", "exports", "The queue exports grows.")]
 
 
 @pytest.mark.parametrize("profiles", [None, "", "sample", "no-monitoring"])

@@ -36,10 +36,15 @@ def test_in_production_staff_sees_the_page(admin_client: Client) -> None:
     assert admin_client.get("/status/").status_code == 200
 
 
-def test_the_proxy_hears_who_may_see_the_monitoring(client: Client, admin_client: Client, settings) -> None:
+def test_the_proxy_hears_who_may_see_the_monitoring(
+    client: Client, admin_client: Client, settings
+) -> None:
     path = "/status/monitoring/allowed/"
     assert (client.get(path).status_code, admin_client.get(path).status_code) == (401, 204)
-    assert client.get("/status/monitoring/").headers["Location"] == "/admin/login/?next=/status/monitoring/"
+    assert (
+        client.get("/status/monitoring/").headers["Location"]
+        == "/admin/login/?next=/status/monitoring/"
+    )
     assert admin_client.get("/status/monitoring/").headers["Location"] == "/monitoring/"
     settings.DEBUG = True
     assert client.get(path).status_code == 204
