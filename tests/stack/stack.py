@@ -30,17 +30,6 @@ PRODUCTION = "compose.yaml:compose.production.yaml"
 # makes the tests slower.
 PATIENCE = 180
 
-STAFF = """
-from django.conf import settings
-from django.contrib.auth import get_user_model
-from django.test import Client
-user, _ = get_user_model().objects.get_or_create(username="watcher", is_staff=True)
-client = Client()
-client.force_login(user)
-name = settings.SESSION_COOKIE_NAME
-print(f"{name}={client.cookies[name].value}")
-"""
-
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nothing listens on."""
@@ -371,11 +360,10 @@ print(session.session_key)
             notes.append(str(answer.status_code))
         return answer
 
-    def staff(self) -> requests.Session:
-        """Return a session of a member of staff who has logged in."""
+    def staff_session(self) -> requests.Session:
+        """Return a session of a new member of the staff, who has logged in."""
         session = requests.Session()
-        name, value = self.python(STAFF).splitlines()[-1].split("=")
-        session.cookies.set(name, value)
+        session.cookies.update(self.staff())
         return session
 
     def evidence(self) -> dict[str, str]:

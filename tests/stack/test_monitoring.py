@@ -18,7 +18,7 @@ FASTER = 20  # so many times
 @pytest.fixture(scope="module")
 def staff(production: Stack) -> requests.Session:
     """A session of a member of staff."""
-    return production.staff()
+    return production.staff_session()
 
 
 def query(stack: Stack, session: requests.Session, expression: str) -> list[dict]:
@@ -177,7 +177,7 @@ def test_no_alert_fires_in_two_hours_of_normal_work(fast: Stack) -> None:
         wait_for("health", lambda service=service: fast.health(service) == "healthy")
         fired |= fire(fast)
     longest = "max_over_time(stack_queue_waiting{queue='crawl'}[1h])"
-    assert float(query(fast, fast.staff(), longest)[0]["value"][1]) > 200
+    assert float(query(fast, fast.staff_session(), longest)[0]["value"][1]) > 200
     fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced, as by a deploy
     fast.shell("ops/roll")
     fast.up()

@@ -273,8 +273,7 @@ def test_who_is_killed_while_dead_letters_are_sent_again_loses_none(
 def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(
     rabbitmq: Stack, four_dead: list[str]
 ) -> None:
-    session = requests.Session()
-    session.cookies.update(rabbitmq.staff())
+    session = rabbitmq.staff_session()
     url = f"{rabbitmq.url}/status/failed/"
 
     def look() -> str:

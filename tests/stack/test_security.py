@@ -140,7 +140,7 @@ def test_prometheus_is_for_staff_and_for_reading(production: Stack) -> None:
         assert (answer.status_code, answer.headers["Location"]) == (302, "/status/monitoring/")
     ends = requests.get(f"{production.url}/monitoring/", timeout=60)
     assert ends.url == f"{production.url}/admin/login/?next=/status/monitoring/"
-    staff = production.staff()
+    staff = production.staff_session()
     start = staff.get(f"{production.url}/status/monitoring/", timeout=60)
     assert start.url == f"{production.url}/monitoring/query"
     for method, path in (
