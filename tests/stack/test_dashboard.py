@@ -150,7 +150,7 @@ def test_what_to_do_is_on_the_page_of_the_runbook(laptop: Stack, page: Page) -> 
         follow(laptop, "beat-silent")
     finally:
         laptop.start("beat")
-    page.get_by_text("Status").click()
+    page.get_by_role("link", name="Status", exact=True).click()
     wait_for_summary(page, UP)
 
 
