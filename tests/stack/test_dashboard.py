@@ -158,7 +158,7 @@ def test_a_task_that_fails_again_and_again_is_named_until_it_succeeds(laptop: St
     failing = ("tasks-fail", "stack.tasks.sample")
     assert failing not in problems(laptop)
     for _ in range(5):
-        laptop.send("crawl", steps=1, pause=0, fail=True)
+        laptop.send("crawl", steps=2, pause=0, fail=True)
     wait_for("it is named", lambda: failing in problems(laptop))
     assert "SampleError: This task was sent to fail." in follow(laptop, "tasks-fail")
     laptop.result(laptop.send("crawl", steps=1, pause=0))
