@@ -15,6 +15,7 @@ WORKER = "worker-crawl"  # which all tasks of the ledger go to
 TIME_LIMIT = 10  # seconds; small, because tests wait for it
 SWEEP = 5  # seconds between two looks for lost tasks, TEND in stack/brokers/redis_transport.py
 SECONDS = 0.2  # that a task runs; two at a time
+TOKEN = "a-token-of-tests"  # of /metrics
 RETURN = 60  # seconds after which a lost task is back in its queue
 
 
@@ -48,7 +49,7 @@ def ledger_stack(folder: Path, **answers: str) -> Stack:
         "urlpatterns = [\n",
         'urlpatterns = [\n    path("ledger/", include("ledger.urls")),\n',
     )
-    stack.set(TASK_TIME_LIMIT=TIME_LIMIT, WORKER_MEMORY="320m")
+    stack.set(TASK_TIME_LIMIT=TIME_LIMIT, WORKER_MEMORY="320m", METRICS_TOKEN=TOKEN)
     return stack
 
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.runbook import follow, forget_what_was_counted, problems
-from tests.stack.stack import Stack, wait_for
+from tests.stack.stack import Stack, figures, wait_for
 
 from . import faults
 from .helpers import (
@@ -20,8 +20,10 @@ from .helpers import (
     Ledger,
     judge_after,
     ledger_stack,
+    main_process,
     wait_until_healthy,
 )
+from .metrics import count_tasks, kill_and_wait, scrape
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -322,3 +324,60 @@ def test_a_broker_outage_loses_no_order_that_was_accepted(stack: Stack, ledger: 
     verdict = ledger.drain("order")
     assert (verdict.accepted, verdict.lost) == (statuses[202], 0)
     wait_until_healthy(stack)
+
+
+# The figures of /metrics ----------------------------------------------------------------------------
+
+only_redis = pytest.mark.parametrize("stack", ["redis"], indirect=True)
+
+
+@only_redis
+def test_each_task_is_counted_once_whatever_dies(stack: Stack, ledger: Ledger) -> None:
+    count_tasks(
+        stack, ledger, 14, faults.kill_pool_child, faults.kill_main_process, faults.kill_broker
+    )
+
+
+@only_redis
+@pytest.mark.long
+def test_each_task_is_counted_once_after_many_kills(stack: Stack, ledger: Ledger) -> None:
+    def kill_broker(stack: Stack) -> None:  # while it is down tasks are refused
+        kill_and_wait(stack, lambda: faults.kill_broker(stack), "broker")
+
+    kinds = [
+        faults.kill_main_process,
+        faults.kill_pool_child,
+        kill_broker,
+        faults.cut_network,
+        faults.recreate,
+        faults.restart_broker,
+    ]
+    count_tasks(stack, ledger, 100, *kinds * 4)
+
+
+@only_redis
+def test_the_token_opens_the_page(stack: Stack) -> None:
+    assert stack.get("/metrics").status_code == 403
+    assert "stack_up" in scrape(stack)
+
+
+@only_redis
+def test_a_killed_web_instance_loses_no_request_that_was_reported(stack: Stack) -> None:
+    page = ("200", "admin:login")
+
+    def requests() -> int:
+        return figures(scrape(stack), "stack_request_seconds_count")[page]
+
+    before = requests()
+    for _ in range(40):
+        assert stack.get("/admin/login/").status_code == 200
+    time.sleep(3)  # they are reported every two seconds
+    webs = ("web-a", "web-b")
+    pids = [main_process(stack, service) for service in webs]
+    kill_and_wait(stack, lambda: [*map(faults.kill, pids)], *webs)
+    assert requests() == before + 40
+    # One that is stopped reports what is left.
+    for _ in range(10):
+        assert stack.get("/admin/login/").status_code == 200
+    kill_and_wait(stack, lambda: stack.compose("restart", "--no-deps", *webs), *webs)
+    assert requests() == before + 50

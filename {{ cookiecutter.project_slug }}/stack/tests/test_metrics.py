@@ -13,6 +13,7 @@ from celery import Task, current_app, shared_task
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient
 from django.urls import path
+from kombu import Connection
 from kombu.exceptions import OperationalError
 from redis import Redis
 
@@ -159,16 +160,21 @@ def test_a_broker_that_cannot_count_leaves_it_to_the_cache(monkeypatch) -> None:
     assert 'stack_task_seconds_sum{queue="default"} 0.05' in found
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_a_refused_task_is_counted_once(monkeypatch) -> None:
     monkeypatch.setattr(redis_broker, "checked", time.monotonic() + 60)
     monkeypatch.setattr(redis_broker, "refusal", "Redis is full, says this test.")
     for send in (end.delay, end.delay_on_commit):
         with pytest.raises(OperationalError):
             send("succeed")
+    # One that is found out when it is sent, here at once: there is no transaction.
+    monkeypatch.setattr(redis_broker, "refusal", "")
+    nowhere = Connection("redis://127.0.0.1:1", transport_options={"max_retries": 0})
+    with pytest.raises(OperationalError):
+        end.apply_async_on_commit(("succeed",), connection=nowhere, retry=False)
     metrics.counts.push()
-    assert rows("stack_tasks_refused_total") == {"stack_tasks_refused_total 2.0"}
-    assert metrics.refused_lately() == 2
+    assert rows("stack_tasks_refused_total") == {"stack_tasks_refused_total 3.0"}
+    assert metrics.refused_lately() == 3
 
 
 # Requests ------------------------------------------------------------------------------------------
