@@ -23,7 +23,7 @@ from .helpers import (
     main_process,
     wait_until_healthy,
 )
-from .metrics import count_tasks, scrape
+from .metrics import count_tasks, kill_and_wait, scrape
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -341,9 +341,8 @@ def test_each_task_is_counted_once_whatever_dies(stack: Stack, ledger: Ledger) -
 @only_redis
 @pytest.mark.long
 def test_each_task_is_counted_once_after_many_kills(stack: Stack, ledger: Ledger) -> None:
-    def kill_broker(stack: Stack) -> None:
-        faults.kill_broker(stack)
-        wait_until_healthy(stack)  # or the next tasks are refused
+    def kill_broker(stack: Stack) -> None:  # while it is down tasks are refused
+        kill_and_wait(stack, lambda: faults.kill_broker(stack), "broker")
 
     kinds = [
         faults.kill_main_process,
@@ -373,15 +372,12 @@ def test_a_killed_web_instance_loses_no_request_that_was_reported(stack: Stack) 
     for _ in range(40):
         assert stack.get("/admin/login/").status_code == 200
     time.sleep(3)  # they are reported every two seconds
-    for service in ("web-a", "web-b"):
-        faults.kill(main_process(stack, service))
-    wait_until_healthy(stack)
-    stack.wait_for_proxy()
+    webs = ("web-a", "web-b")
+    pids = [main_process(stack, service) for service in webs]
+    kill_and_wait(stack, lambda: [*map(faults.kill, pids)], *webs)
     assert requests() == before + 40
     # One that is stopped reports what is left.
     for _ in range(10):
         assert stack.get("/admin/login/").status_code == 200
-    stack.compose("restart", "--no-deps", "web-a", "web-b")
-    wait_until_healthy(stack)
-    stack.wait_for_proxy()
+    kill_and_wait(stack, lambda: stack.compose("restart", "--no-deps", *webs), *webs)
     assert requests() == before + 50
