@@ -268,6 +268,10 @@ def test_who_is_killed_while_dead_letters_are_sent_again_loses_none(
         assert done.exit_code == 137, done.output
         wait_for("all are back", lambda: ready(rabbitmq, "dead.letters") == 4)
         assert ready(rabbitmq, "crawl") == sent
+    code = (
+        "from stack import brokers, queues;print(brokers.current().dead_letters(queues.connect()))"
+    )
+    wait_for("RabbitMQ has counted", lambda: rabbitmq.python(code) == "4")
 
 
 def test_staff_sees_dead_letters_and_sends_them_again_or_drops_them(

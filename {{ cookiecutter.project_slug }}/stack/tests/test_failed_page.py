@@ -13,7 +13,7 @@ from celery import current_app, shared_task
 from django.core.management import CommandError, call_command
 from django.test import Client
 
-from stack import failed
+from stack import brokers, failed, queues
 from stack.celery.results import FAILED, LONGEST, TAKEN, Results
 from stack.dashboard import failures
 from stack.testing import wait_for
@@ -348,6 +348,8 @@ def test_the_command_asks_before_it_drops_all(worker, backend: Results, monkeypa
 
 def test_without_dead_letters_there_are_none(admin_client: Client, capsys) -> None:
     assert failed.letters() == ([], 0)
+    with queues.connect() as connection:
+        assert brokers.current().dead_letters(connection) == 0
     call_command("failed", "--dead-letters")
     assert capsys.readouterr().out == "There are no dead letters.\n"
     text = change(admin_client, "drop", id="0123456789abcdef", dead="")
