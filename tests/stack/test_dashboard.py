@@ -150,7 +150,7 @@ def test_what_to_do_is_on_the_page_of_the_runbook(laptop: Stack, page: Page) -> 
         follow(laptop, "beat-silent")
     finally:
         laptop.start("beat")
-    page.get_by_text("Status").click()
+    page.get_by_role("link", name="Status", exact=True).click()
     wait_for_summary(page, UP)
 
 
@@ -158,7 +158,7 @@ def test_a_task_that_fails_again_and_again_is_named_until_it_succeeds(laptop: St
     failing = ("tasks-fail", "stack.tasks.sample")
     assert failing not in problems(laptop)
     for _ in range(5):
-        laptop.send("crawl", steps=1, pause=0, fail=True)
+        laptop.send("crawl", steps=2, pause=0, fail=True)
     wait_for("it is named", lambda: failing in problems(laptop))
     assert "SampleError: This task was sent to fail." in follow(laptop, "tasks-fail")
     laptop.result(laptop.send("crawl", steps=1, pause=0))
