@@ -113,7 +113,7 @@ def aside(connection: Connection) -> Aside:
         dead = brokers.current().dead_letters(connection)
     motionless = still(connection) if brokers.current().AGE_UNKNOWN else {}
     stranded: dict[str, int] = {}
-    with suppress(OperationalError):  # a RabbitMQ that is managed by others need not list its queues
+    with suppress(OperationalError):  # a managed RabbitMQ need not list its queues
         stranded = queues.stranded(connection)
     return Aside(stranded, dead, motionless)
 
