@@ -294,7 +294,7 @@ def test_a_full_broker_refuses_orders_and_lets_workers_go_on(stack: Stack, ledge
     wait_for("orders are taken", lambda: order().status_code == 202)
     assert ledger.drain("full").lost == 0
     follow(stack, "broker-full")
-    # It is named for ten minutes more.
+    # It is named for some minutes more.
     wait_for("it is named", lambda: ("tasks-refused", "") in problems(stack))
     follow(stack, "tasks-refused")
     forget_what_was_counted(stack)

@@ -31,7 +31,7 @@ PAUSE = 2  # seconds between two additions to the cache
 SUMS = "metrics"  # a hash in the cache: each name, below, and its count
 FAILING, FAILED_AT = "metrics:failing", "metrics:failed-at"
 DAY = 24 * 3600  # seconds after which a task that failed, and was not sent again, is forgotten
-LATELY = 10  # minutes
+LATELY = 4  # minutes: below those that ops/alarm waits, so that a moment wakes nobody
 
 
 @functools.cache
@@ -189,7 +189,7 @@ def lately_key(minute: int) -> str:
 
 
 def lately() -> Counter[str]:
-    """Return what was counted in the last ten minutes."""
+    """Return what was counted in the last minutes."""
     now, found = int(time.time() / 60), Counter[str]()
     with activity.store().pipeline(transaction=False) as pipe:
         for minute in range(now - LATELY, now + 1):
@@ -200,12 +200,12 @@ def lately() -> Counter[str]:
 
 
 def refused_lately() -> int:
-    """Return how many tasks could not be sent in the last ten minutes."""
+    """Return how many tasks could not be sent in the last minutes."""
     return lately()["refused"]
 
 
 def requests_lately() -> tuple[int, int]:
-    """Return how many requests were answered in the last ten minutes, and how many with 5xx."""
+    """Return how many requests were answered in the last minutes, and how many with 5xx."""
     found = lately()
     return found["errors"] + found["others"], found["errors"]
 

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import redis
@@ -24,14 +23,14 @@ from django.db import connection as database
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from . import activity, brokers, metrics, queues
+from . import activity, alerts, brokers, metrics, queues
 from .environment import env
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 3  # seconds after which a service that does not answer is down
 IN_A_ROW = 5  # failures of a task, without a success in between
-FAILED_REQUESTS = 10  # of those of the last ten minutes, and
+FAILED_REQUESTS = 10  # of those of the last minutes, and
 FAILED_SHARE = 0.05  # more than this share of them
 KEPT = 600  # seconds that a VM's report counts
 # Whatever reaches /vm, not more than this is kept.
@@ -63,13 +62,13 @@ def checks(connection: Connection, other: Connection) -> dict[str, Callable[[], 
         "db": check_database,
         "reports": reports,
         "recent": recent,
-        "alerts": firing,
+        "alerts": alerts.firing,
     }
 
 
 @dataclass(frozen=True)
 class Recent:
-    """What was counted in the last ten minutes."""
+    """What was counted in the last minutes."""
 
     failing: dict[str, int]  # failures of each task since its last success
     refused: int  # tasks that could not be sent
@@ -79,14 +78,6 @@ class Recent:
 def recent() -> Recent:
     """Return it; RedisError when the cache does not answer."""
     return Recent(metrics.failing(), metrics.refused_lately(), metrics.requests_lately())
-
-
-def firing() -> list[tuple[str, str, str]]:
-    """Return what the rules of the profile "monitoring" found, where that is enabled."""
-    try:
-        return import_module("stack.alerts").firing()
-    except ImportError:
-        return []
 
 
 def check_database() -> None:
@@ -246,7 +237,7 @@ def figures(down: set[str], answers: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "tasks-refused",
             "",
-            f"{queues.number(recent.refused)} could not be sent in the last 10 minutes."
+            f"{queues.number(recent.refused)} could not be sent in the last {metrics.LATELY} minutes."
             " See whether the broker is up and has room.",
         )
     requests, failed = recent.requests
@@ -254,7 +245,7 @@ def figures(down: set[str], answers: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "requests-fail",
             "",
-            f"{failed} of {requests} requests in the last 10 minutes were answered with 5xx."
+            f"{failed} of {requests} requests in the last {metrics.LATELY} minutes were answered with 5xx."
             " Read the log of web.",
         )
     for alert in answers.get("alerts") or []:
