@@ -270,7 +270,7 @@ def test_who_comes_by_the_proxy_needs_the_token(
     assert ("stack_up" in text) == (status == 200)
 
 
-def test_what_hangs_is_asked_once_and_holds_up_nothing_else(monkeypatch) -> None:
+def test_what_hangs_is_asked_once_and_holds_up_nothing_else() -> None:
     asked = []
 
     def hang() -> list[Any]:
@@ -278,8 +278,7 @@ def test_what_hangs_is_asked_once_and_holds_up_nothing_else(monkeypatch) -> None
         time.sleep(1)
         return []
 
-    monkeypatch.setattr(exposition, "TIMEOUT", 0.2)
-    source = exposition.Source(hang)
+    source = exposition.Source(hang, timeout=0.2)
 
     async def ask() -> list[Any]:
         return [*await asyncio.gather(source.ask(), source.ask())]
