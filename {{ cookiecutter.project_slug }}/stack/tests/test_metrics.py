@@ -286,5 +286,5 @@ def test_what_hangs_is_asked_once_and_holds_up_nothing_else() -> None:
     assert asyncio.run(ask()) == asyncio.run(ask()) == [None, None]
     assert len(asked) == 1
     wait_for(lambda: source.running and source.running.done())
-    monkeypatch.setattr(exposition, "TIMEOUT", 10)
+    source.timeout = 10
     assert asyncio.run(source.ask()) == []
