@@ -4,12 +4,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
 
 from tests.runbook import follow, problems
 
+from .alarm import Alarm, Receivers
 from .stack import PRODUCTION, Stack, wait_for
 
 FASTER = 20  # so many times
@@ -132,9 +134,30 @@ def failures(stack: Stack, count: int) -> None:
     )
 
 
+@pytest.fixture
+def receivers() -> Iterator[Receivers]:
+    """A mail server, and a receiver of pings."""
+    receivers = Receivers()
+    try:
+        yield receivers
+    finally:
+        receivers.remove()
+
+
 @pytest.mark.long
-def test_an_alert_reaches_the_dashboard_and_ops_alarm_and_ends(fast: Stack) -> None:
+def test_an_alert_and_its_end_reach_the_dashboard_and_a_mail_server(
+    fast: Stack, receivers: Receivers, tmp_path: Path
+) -> None:
     often = ("tasks-fail-often", "stack.tasks.sample")
+    alarm = Alarm(fast, tmp_path / "vm", **receivers.settings())
+
+    def mail() -> tuple[str, str]:
+        """Return the mail of a problem that has lasted, or has been over, for five minutes."""
+        alarm.run()
+        alarm.age(300)
+        alarm.run()
+        return receivers.mails()[-1]
+
     assert fire(fast) == set()
     failures(fast, 1)
     time.sleep(5)  # Prometheus knows that one
@@ -142,9 +165,16 @@ def test_an_alert_reaches_the_dashboard_and_ops_alarm_and_ends(fast: Stack) -> N
     sentence = wait_for("the alert", lambda: problems(fast).get(often))
     assert sentence.startswith("More than a fifth of the tasks stack.tasks.sample failed")
     assert fire(fast) == {"TasksFailOften"}
-    told = wait_for("its end", lambda: often not in problems(fast))
-    assert told
+    subject, text = mail()
+    assert "PROBLEM: " in subject
+    assert " ".join(often) in subject
+    assert f"- {sentence}" in text
+    assert "docs/runbook.md#tasks-fail-often" in text
+    wait_for("its end", lambda: often not in problems(fast))
     assert fire(fast) == set()
+    subject, text = mail()
+    assert subject.endswith(f"over: {' '.join(often)}")
+    assert text.startswith(f"Over:\n- {sentence}")
 
 
 @pytest.mark.long
@@ -160,8 +190,12 @@ def test_one_web_instance_is_enough_and_none_is_an_alert(fast: Stack) -> None:
 
 
 @pytest.mark.long
-def test_no_alert_fires_in_two_hours_of_normal_work(fast: Stack) -> None:
+def test_no_alert_fires_in_two_hours_of_normal_work(
+    fast: Stack, receivers: Receivers, tmp_path: Path
+) -> None:
     since, fired = time.monotonic(), set()
+    fast.python("from stack import metrics; metrics.activity.store().delete(metrics.FAILING)")
+    alarm = Alarm(fast, tmp_path / "vm", **receivers.settings())  # in the time of the clock
     # A flood of fifty minutes in one queue, twice as much as its worker does.
     flood = (
         "import time\nfrom stack.tasks import sample\n"
@@ -176,6 +210,7 @@ def test_no_alert_fires_in_two_hours_of_normal_work(fast: Stack) -> None:
         fast.compose("restart", "--no-deps", service)
         wait_for("health", lambda service=service: fast.health(service) == "healthy")
         fired |= fire(fast)
+        alarm.run()
     longest = "max_over_time(stack_queue_waiting{queue='crawl'}[1h])"
     assert float(query(fast, fast.staff_session(), longest)[0]["value"][1]) > 200
     fast.set(LOG_LEVEL="DEBUG")  # all containers are replaced, as by a deploy
@@ -183,5 +218,7 @@ def test_no_alert_fires_in_two_hours_of_normal_work(fast: Stack) -> None:
     fast.up()
     while time.monotonic() < since + 2 * 3600 / FASTER:
         fired |= fire(fast)
+        alarm.run()
         time.sleep(2)
     assert fired == set()
+    assert receivers.mails() == []

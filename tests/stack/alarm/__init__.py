@@ -82,6 +82,9 @@ class Alarm:
         """Copy what it needs."""
         self.folder = folder
         shutil.copytree(stack.folder / "ops", folder / "ops")
+        # How full this machine's disk is has nothing to do with the tests.
+        path = folder / "ops" / "alarm"
+        path.write_text(path.read_text().replace("DISK = 0.85", "DISK = 2"))
         values = {"COMPOSE_PROJECT_NAME": stack.slug} | stack.settings | settings
         env = "".join(f"{name}={value}\n" for name, value in values.items())
         (folder / ".env").write_text(env)
@@ -101,7 +104,8 @@ class Alarm:
     def problems(self) -> dict[str, str]:
         """Return the sentence of each problem that the last run has seen, by its key."""
         state = json.loads((self.folder / ".alarm.json").read_text())
-        known, looks = state["known"], [looks[-1][0] for looks in state["restarts"].values()]
+        known = state["known"]
+        looks = [seen[-1][0] for seen in state["restarts"].values()]
         last = max([*looks, *(entry["seen"] for entry in known.values())])
         return {key: each["sentence"] for key, each in known.items() if each["seen"] == last}
 
