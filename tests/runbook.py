@@ -36,8 +36,8 @@ def problems(stack: Stack, service: str = "web-a") -> dict[tuple[str, str], str]
 
 
 def forget_what_was_counted(stack: Stack) -> None:
-    """Forget the refusals, failures and 5xx of the tests before: they count for minutes."""
+    """Forget refusals, failures, 5xx and reports of VMs of the tests before: they count for minutes."""
     stack.python(
         "from stack import activity; store = activity.store();"
-        "store.delete('metrics:failing', *store.scan_iter('metrics:lately:*'))"
+        "store.delete('metrics:failing', 'problems:vms', *store.scan_iter('metrics:lately:*'))"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runbook import forget_what_was_counted
 from tests.systemd.machine import docker
 
 from .alarm import KEY, Alarm, Receivers
@@ -30,6 +31,7 @@ def receivers() -> Iterator[Receivers]:
 @pytest.fixture
 def alarm(production: Stack, receivers: Receivers, tmp_path: Path) -> Alarm:
     """ops/alarm of the stack, which sends to them."""
+    forget_what_was_counted(production)
     return Alarm(production, tmp_path, **receivers.settings())
 
 
