@@ -16,8 +16,8 @@ from .stack import Stack, wait_for
 
 QUEUES = ["crawl", "default", "notify"]
 SERVICES = [
-    "beat", "broker", "cache", "certificates", "db", "flower", "migrate", "proxy", "web-a", "web-b",
-    *[f"worker-{queue}" for queue in QUEUES],
+    "beat", "broker", "cache", "certificates", "db", "flower", "migrate", "monitoring", "proxy", "web-a",
+    "web-b", *[f"worker-{queue}" for queue in QUEUES],
 ]  # fmt: skip
 LONG_RUNNING = [service for service in SERVICES if service != "migrate"]
 
