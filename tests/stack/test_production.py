@@ -564,7 +564,7 @@ def test_the_image_holds_no_secret_no_tests_and_no_tool(production: Stack) -> No
         f"{production.slug}:latest", ["ls", "-A", "-I", "__pycache__", "/app"], remove=True
     )
     assert sorted(files.decode().split()) == sorted(
-        "accounts compose.production.yaml compose.yaml config gunicorn.conf.py manage.py nginx"
+        "accounts compose.production.yaml compose.yaml config docs gunicorn.conf.py manage.py nginx"
         " notifications posts probe pyproject.toml requirements-dev.txt requirements.txt stack static"
         " templates".split()
     )
