@@ -1,9 +1,12 @@
 """Prometheus, of COMPOSE_PROFILES=monitoring: who sees it, what it finds, and whom it tells."""
 
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,7 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack on whose rules an hour lasts three minutes."""
     stack = Stack(tmp_path_factory.mktemp("fast"), PRODUCTION)
     try:
+        stack.add_app(Path(__file__).parent / "probe")
         stack.set(COMPOSE_PROFILES="monitoring")
         hasten(stack)
         stack.up("--build")
@@ -222,3 +226,74 @@ def test_no_alert_fires_in_two_hours_of_normal_work(
         time.sleep(2)
     assert fired == set()
     assert receivers.mails() == []
+
+
+def report(stack: Stack, vm: str, **figures: float) -> None:
+    """Report as ops/alarm on a VM."""
+    body = json.dumps({"vm": vm, "problems": [], "load": 0.1} | figures)
+    code = f"from urllib.request import urlopen; urlopen('http://localhost:8000/vm', {body.encode()!r})"
+    stack.compose("exec", "--no-TTY", "web-a", "python", "-c", code)
+
+
+def limit_memory(stack: Stack, factor: float) -> None:
+    """Let the broker use so many times what it uses now."""
+    admin = 'REDISCLI_AUTH=$(cat /tmp/admin) redis-cli --user admin "$@"'
+    redis = ("exec", "--no-TTY", "broker", "sh", "-c", admin, "sh")
+    used = re.search(r"used_memory:(\d+)", stack.compose(*redis, "info", "memory"))[1]
+    stack.compose(*redis, "config", "set", "maxmemory", str(int(factor * int(used))))
+
+
+@pytest.mark.long
+def test_each_other_alert_fires_and_ends(fast: Stack) -> None:
+    def alerts() -> set[str]:
+        """Return what fires, but for what the site sees itself."""
+        return fire(fast) - {"StackProblem"}
+
+    def causes(growth: float) -> None:
+        """Report a disk that grows, or does not, and a memory that is used."""
+        nonlocal disk
+        disk += growth
+        report(fast, "full", disk=disk, memory=0.97 if growth else 0.5)
+
+    def slow_pages() -> None:
+        """Request a page that takes three seconds, until all has fired."""
+        while not fired.is_set():
+            fast.get("/probe/slow")
+
+    expected = {
+        "QueueGrows",
+        "PagesSlow",
+        "BrokerFillsUp",
+        "DiskFillsUp",
+        "MemoryShort",
+        "VmSilent",
+    }
+    begin, disk, fired = time.monotonic(), 0.1, threading.Event()
+    fast.compose("stop", "worker-crawl")
+    fast.send("crawl", steps=1)
+    report(fast, "silent", disk=0.1, memory=0.5)
+    limit_memory(fast, 1.2)
+    seen: dict[str, float] = {}
+    with ThreadPoolExecutor() as threads:
+        pages = [threads.submit(slow_pages) for _ in range(12)]
+        try:
+            while expected - seen.keys() and time.monotonic() < begin + 900:
+                causes(0.003)  # of an hour of three minutes some 0.1
+                for name in alerts() - seen.keys():
+                    seen[name] = time.monotonic() - begin
+                time.sleep(4)
+        finally:
+            fired.set()
+    for page in pages:
+        page.result()
+    assert seen.keys() == expected, seen
+    fast.start("worker-crawl")
+    limit_memory(fast, 10)
+
+    def over() -> bool:
+        causes(0)
+        for vm in ("silent", os.uname().nodename):  # the second one's ops/alarm ran before
+            report(fast, vm, disk=0.1, memory=0.5)
+        return not alerts()
+
+    wait_for("their end", over, seconds=400)

@@ -9,6 +9,7 @@ urlpatterns = [
     path("query", views.query),
     path("fail", views.fail),
     path("again", views.again),
+    path("slow", views.slow),
     path("send/<queue>", views.send),
     path("stream/<int:seconds>", views.stream),
 ]

@@ -47,6 +47,12 @@ def query(request: HttpRequest) -> JsonResponse:
     return JsonResponse({})
 
 
+async def slow(request: HttpRequest) -> JsonResponse:
+    """Answer after three seconds."""
+    await asyncio.sleep(3)
+    return JsonResponse({})
+
+
 async def hang(request: HttpRequest) -> None:
     """Block the event loop for good."""
     time.sleep(3600)
