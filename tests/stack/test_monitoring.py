@@ -131,10 +131,12 @@ def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def failures(stack: Stack, count: int) -> None:
-    """Send tasks that fail."""
+    """Send tasks that fail, and half as many that do not: five failures in a row are another problem."""
     stack.python(
         "from stack.tasks import sample\n"
-        f"for _ in range({count}): sample.apply_async(kwargs={{'fail': True}}, queue='default')"
+        f"for number in range({count + count // 2}):\n"
+        "    options = {'fail': number % 3 < 2, 'steps': 2, 'pause': 0}\n"
+        "    sample.apply_async(kwargs=options, queue='default')"
     )
 
 
@@ -187,8 +189,10 @@ def test_one_web_instance_is_enough_and_none_is_an_alert(fast: Stack) -> None:
     time.sleep(20)  # longer than five minutes
     assert fire(fast) == set()
     fast.compose("stop", "web-b")
-    wait_for("the alert", lambda: fire(fast) == {"MetricsMissing"})
-    fast.compose("start", "web-a", "web-b")
+    try:
+        wait_for("the alert", lambda: fire(fast) == {"MetricsMissing"})
+    finally:
+        fast.compose("start", "web-a", "web-b")
     wait_for("its end", lambda: fire(fast) == set())
     fast.wait_for_proxy()
 
