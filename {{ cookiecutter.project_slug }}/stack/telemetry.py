@@ -7,6 +7,7 @@ line has; no path, query string, header, address, argument or text of an error.
 
 import logging
 import signal
+from types import FrameType, FunctionType
 from typing import Any
 
 from celery.signals import (
@@ -71,13 +72,17 @@ def send(**kwargs: object) -> TracerProvider:
 
 def end_with(provider: TracerProvider) -> None:
     """Send the rest before SIGTERM, with which uvicorn ends its process when all requests are done."""
+    before = signal.getsignal(signal.SIGTERM)
 
-    def end(*args: object) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         provider.shutdown()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+        if isinstance(before, FunctionType):  # that of gunicorn.conf.py
+            before(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    # uvicorn's own is a method: it would end the traces before the requests.
+    if before is signal.SIG_DFL or isinstance(before, FunctionType):
         signal.signal(signal.SIGTERM, end)
 
 
