@@ -500,8 +500,9 @@ class Channel(redis.Channel):
         """Count how a task ended when its message is acknowledged, or now if it has been."""
         if acknowledged:
             tag = f"+{uuid.uuid4().hex}"  # of no message
+        # First: where tasks run in threads, another one may settle what is done.
         self.book.counted[tag] = outcome
-        if acknowledged:  # not before it is counted: where tasks run in threads, another may settle it
+        if acknowledged:
             self.book.done[tag] = None
             self.settle_soon()
 
