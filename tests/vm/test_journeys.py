@@ -165,7 +165,7 @@ def test_a_deploy_starts_prometheus_and_refuses_rules_that_it_would_not_load(
     vm.deploy(WAIT)
     vm.here(f"until {ask}rules | grep -q '1 == 1'; do sleep 2; done", timeout=90)
     assert vm.running()["monitoring"] == container
-    # Not in the way of the tests that follow.
+    # So that it does not disturb the tests that follow.
     vm.stack.edit(rules, "expr: absent(stack_up) and 1 == 1 # )", "expr: absent(stack_up)")
     vm.deploy("--set=COMPOSE_PROFILES=none", WAIT)
     vm.here("docker compose rm --stop --force monitoring")
