@@ -9,10 +9,12 @@ collects the rows of several runs.
 import argparse
 import json
 import random
+import re
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ sys.path.append(str(ROOT))
 from tests.faults import faults
 from tests.faults.helpers import (
     RETURN,
+    RETURNS,
     SWEEP,
     TIME_LIMIT,
     WORKER,
@@ -54,7 +57,13 @@ BEAT = {
     "longest": "longest gap, s",
     "shortest": "shortest gap, s",
 }
-KILLS = {"kills": "SIGKILLs", "accepted": "accepted", "lost": "lost", "doubled": "doubled"}
+KILLS = {
+    "kills": "SIGKILLs",
+    "accepted": "accepted",
+    "lost": "lost",
+    "doubled": "doubled",
+    "returned": "of these had returned",
+}
 HEAD = "accepted, of", "lost", "doubled", "longest delay, s", "recovered, s", "healthy again"
 
 FAILURES = AssertionError, ValueError, OSError, SubprocessError, DockerException
@@ -209,8 +218,15 @@ def drain(ledger: Ledger, key: str) -> Verdict:
 
 
 def measure_kills(ledger: Ledger, service: str, times: int) -> dict[str, object]:
-    """SIGKILL a service that many times while short tasks are sent and run; return the row of it."""
+    """
+    SIGKILL a service that many times while short tasks are sent and run; return the row of it.
+
+    Of a task that was done twice, the first time may have been cut short between the commit of what it
+    did and its return: no broker can know that it was done. "returned" counts the others.
+    """
     key, begun = f"kills-{service}-{time.time_ns()}", time.monotonic()
+    returns: Counter[str] = Counter()
+    read = time.time()
     kill = faults.kill_broker if service == "broker" else faults.kill_main_process
     sender = None
     with ThreadPoolExecutor(1) as pool:
@@ -222,13 +238,24 @@ def measure_kills(ledger: Ledger, service: str, times: int) -> dict[str, object]
             time.sleep(random.uniform(0, 0.6))
             kill(ledger.stack)
             ledger.stack.containers()[service].restart(timeout=0)
-            if number % 10 == 9:
+            if number % 10 == 9 or number == times - 1:
+                read = count_returns(ledger.stack, read, returns)
                 each = (time.monotonic() - begun) / (number + 1)
                 left = round(each * (times - number - 1) / 60)
                 report(f"{service}: {number + 1} of {times} kills, {left} minutes left")
     wait_until_healthy(ledger.stack)
     verdict = drain(ledger, key)
-    return {"service": service, "kills": times} | asdict(verdict)
+    count_returns(ledger.stack, read, returns)
+    returned = sum(count > 1 for found, count in returns.items() if found.startswith(key))
+    return {"service": service, "kills": times, "returned": returned} | asdict(verdict)
+
+
+def count_returns(stack: Stack, since: float, returns: Counter[str]) -> float:
+    """Count the tasks that have returned since then, by the worker's log; return the time of now."""
+    now = time.time()
+    log = stack.containers()[WORKER].logs(since=since, until=now).decode(errors="replace")
+    returns.update(re.findall(rf"^{RETURNS}(\S+)$", log, re.MULTILINE))
+    return now
 
 
 def measure_beat(ledger: Ledger, times: int = 50) -> dict[str, object]:

@@ -46,6 +46,18 @@ def stopped_children(stack: Stack) -> Iterator[Callable[[], None]]:
         resume()
 
 
+@contextmanager
+def stopped_main_process(stack: Stack) -> Iterator[int]:
+    """Keep the worker's main process from running; yield its pid, for a SIGKILL at the end."""
+    pid = main_process(stack, WORKER)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def run_out_of_memory(stack: Stack) -> None:
     """Wait until the kernel ended a process of the worker; the task "eat" makes it do so."""
     wait_for("the kernel killed", lambda: out_of_memory_kills(stack) > 0)

@@ -16,6 +16,7 @@ TIME_LIMIT = 10  # seconds; small, because tests wait for it
 SWEEP = 5  # seconds between two looks for lost tasks, TEND in stack/brokers/redis_transport.py
 SECONDS = 0.2  # that a task runs; two at a time
 TOKEN = "a-token-of-tests"  # of /metrics
+RETURNS = "returns: "  # before a key, in the worker's log: ledger/tasks.py
 RETURN = 60  # seconds after which a lost task is back in its queue
 
 

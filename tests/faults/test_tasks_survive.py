@@ -143,6 +143,25 @@ def test_a_worker_that_is_stopped_acknowledges_what_its_children_began_just_now(
     wait_until_healthy(stack)
 
 
+@pytest.mark.parametrize("stack", ["redis"], indirect=True)
+def test_a_task_runs_once_whose_worker_was_killed_before_it_heard_of_its_end(
+    stack: Stack, ledger: Ledger
+) -> None:
+    def running() -> int:
+        return len(stack.inspect("active")[f"crawl@{stack.slug}"])
+
+    tasks = ledger.send("work", "ended", 2, 3)
+    wait_for("both run", lambda: running() == 2)
+    with faults.stopped_main_process(stack) as pid:
+        wait_for("their children acknowledged them", lambda: stack.python(HELD) == "0")
+        faults.kill(pid)
+    wait_until_healthy(stack)
+    code = f"from config.celery import app; print([app.AsyncResult(id).state for id in {tasks}])"
+    assert stack.python(code) == str(2 * ["SUCCESS"])
+    assert ledger.judge("ended").doubled == 0
+    assert ledger.done("ended") == 2
+
+
 def test_a_stopped_worker_holds_its_tasks_to_their_time_limits(
     stack: Stack, ledger: Ledger
 ) -> None:

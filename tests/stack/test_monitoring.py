@@ -87,7 +87,8 @@ def test_without_the_profile_its_address_is_not_found(laptop: Stack) -> None:
 @pytest.mark.long
 def test_each_command_of_its_runbook_works(production: Stack, staff: requests.Session) -> None:
     with staff.get(f"{production.url}/status/live/", stream=True, timeout=60) as stream:
-        next(stream.iter_content(1))
+        events = stream.iter_content(1)  # kept: without it the connection would be closed
+        next(events)
         time.sleep(2.5)  # a request that takes long
     wait_for("its line", lambda: '"duration":' in follow(production, "pages-slow"))
     assert "default" in follow(production, "queue-grows")

@@ -125,6 +125,7 @@ stack/brokers/dead_letters.py
 stack/brokers/other.py
 stack/brokers/rabbitmq.py
 stack/brokers/redis.py
+stack/brokers/redis_child.py
 stack/brokers/redis_transport.py
 stack/brokers/zookeeper_transport.py
 stack/cache.py

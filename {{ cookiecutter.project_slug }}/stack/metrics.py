@@ -55,6 +55,12 @@ def outcome(queue: str, task: str, state: str, seconds: float | None) -> brokers
     )
 
 
+def outcome_here(queue: str, task: str, state: str, seconds: float | None) -> brokers.Outcome:
+    """Return the same in a worker; a queue that it does not consume counts as its first."""
+    queues = activity.consumed()
+    return outcome(queue if queue in queues else queues[0], task, state, seconds)
+
+
 class Counts:
     """The counts of this process that are not in the cache yet."""
 
@@ -171,8 +177,7 @@ def count_task(
     message: Any, queue: str, task: str, state: str, seconds: float | None, acknowledged: bool
 ) -> None:
     """Count how a task ended: with the acknowledgement of its message, which comes next, or now."""
-    queues = activity.consumed()
-    ended = outcome(queue if queue in queues else queues[0], task, state, seconds)
+    ended = outcome_here(queue, task, state, seconds)
     count_with = getattr(message.channel, "count_with", None)
     if count_with:
         count_with(message.delivery_tag, ended, acknowledged)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 import uuid
 from contextlib import suppress
@@ -25,9 +26,10 @@ PATIENT = {
 
 @shared_task(**PATIENT)
 def work(key: str, seconds: float) -> None:
-    """Run for `seconds`, then count it."""
+    """Run for `seconds`, then count it, and log that it returns: a process may be killed in between."""
     time.sleep(seconds)
     Entry.finish(key)
+    os.write(sys.stderr.fileno(), f"returns: {key}\n".encode())
 
 
 class Own(Task):

@@ -12,6 +12,8 @@ Each module defines
 - `mark_redelivered(message)`: marks a message that is redelivered, where it does not say so by itself,
 - `check_capacity()`: raises kombu's OperationalError when the broker is known to refuse new tasks,
 - `result_database()`: the number of the database of results if an acknowledgement can store one, or None,
+- `acknowledge_early(request, outcome, result)`: acknowledges a task in the child process that ran it, before
+  the main process does, where that is possible; `request`: the dict that Celery passes to the child,
 - `task_counts()`: what its acknowledgements have counted (metrics.py), or None when they do not,
 - `memory()`: bytes that it uses, and its limit or 0; None when they are not known,
 - `is_full()`: whether it is now; may raise OperationalError when the broker cannot be asked,

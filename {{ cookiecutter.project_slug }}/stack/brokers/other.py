@@ -90,6 +90,10 @@ def result_database() -> None:
     """Return None: results are elsewhere."""
 
 
+def acknowledge_early(*arguments: object) -> None:
+    """Do nothing: it is for the connection that received the message."""
+
+
 def task_counts() -> None:
     """Return None: the worker counts tasks, in the cache."""
 

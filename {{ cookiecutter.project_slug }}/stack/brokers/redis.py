@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from billiard import current_process
 from celery import current_app
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
@@ -17,11 +18,13 @@ from redis import RedisError, TimeoutError, WatchError
 
 from stack.environment import env
 
+from . import Outcome, Result, redis_child, redis_transport
+
 # For redis:// and rediss:// from here on; kombu's own works with the same keys.
 OWN_TRANSPORT = env("REDIS_TRANSPORT", default="stack") != "kombu"
 if OWN_TRANSPORT:
     for scheme in ("redis", "rediss"):
-        TRANSPORT_ALIASES[scheme] = "stack.brokers.redis_transport:Transport"
+        TRANSPORT_ALIASES[scheme] = f"{redis_transport.__name__}:Transport"
 
 EVENT_OPTIONS: dict[str, object] = {}  # nothing differs
 REMOTE_CONTROL = True
@@ -62,7 +65,6 @@ def mark_redelivered(message: Any) -> None:
 
 
 CAPACITY = 0.9  # of Redis' memory is for producers; the workers need the rest, for their own notes
-PROBE = {"socket_timeout": 1, "socket_connect_timeout": 1}  # seconds
 checked = 0.0  # when the memory was checked last, by time.monotonic()
 refusal = ""  # what was found then
 
@@ -117,7 +119,7 @@ def task_counts() -> dict[bytes, bytes] | None:
 @contextmanager
 def probe() -> Iterator[Any]:
     """Yield a channel for a question that Redis answers at once."""
-    with current_app.connection_for_write(transport_options=PROBE) as connection:
+    with current_app.connection_for_write(transport_options=redis_transport.QUICK) as connection:
         connection.ensure_connection(max_retries=1, timeout=1)
         yield connection.default_channel
 
@@ -131,6 +133,13 @@ def result_database() -> int | None:
     )
     path = urlsplit(current_app.conf.result_backend or "").path.strip("/") or "0"
     return int(path) if OWN_TRANSPORT and messages == results and path.isdigit() else None
+
+
+def acknowledge_early(request: dict[str, Any], outcome: Outcome, result: Result | None) -> None:
+    """Acknowledge a task in the child process that ran it, with the stack's transport."""
+    # Not in a pool of threads, which has no such process.
+    if OWN_TRANSPORT and current_process().daemon:
+        redis_child.child().acknowledge(request["properties"]["delivery_tag"], outcome, result)
 
 
 AGE_UNKNOWN = ""  # nothing to explain: the function below knows it

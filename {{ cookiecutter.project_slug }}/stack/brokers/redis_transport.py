@@ -24,7 +24,7 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
@@ -50,6 +50,8 @@ AHEAD = 0.05  # of work that is taken ahead
 AHEAD_LIMIT = 16  # messages
 GIVE_BACK = 0.2  # after which what was taken ahead, and could not be begun, is given back
 BATCH = 100  # messages that are taken at once by a consumer without a prefetch count
+# Options of a connection that must keep nobody waiting.
+QUICK = {"socket_timeout": 1, "socket_connect_timeout": 1}
 CHUNK = 1000  # tags that one command names; Lua has a limit
 
 # allow-oom: Redis at its limit of memory must still let go of what is done.
@@ -57,10 +59,11 @@ CHUNK = 1000  # tags that one command names; Lua has a limit
 SETTLE = """#!lua flags=allow-oom
 local start = 4 + 2 * ARGV[3]
 local count = tonumber(ARGV[start])
+local held = {}
 if count > 0 then
   local done = {unpack(ARGV, start + 1, start + count)}
   -- Only what is held is counted: not a second time, if the answer to this script is lost.
-  local held = redis.call('ZMSCORE', KEYS[2], unpack(done))
+  held = redis.call('ZMSCORE', KEYS[2], unpack(done))
   local sums = {}
   for number, tag in ipairs(done) do
     local at = start + count + 4 * number - 3
@@ -108,10 +111,12 @@ end
 if #taken < room then -- Redis reports when one of these changes
   for key = 5, #KEYS do redis.call('EXISTS', KEYS[key]) end
 end
-for at = start + 5 * count + 1, #ARGV, 4 do -- results of what is done, in a database of their own
-  redis.call('SELECT', ARGV[at])
-  redis.call('SET', ARGV[at + 1], ARGV[at + 3], 'EX', ARGV[at + 2])
-  redis.call('PUBLISH', ARGV[at + 1], ARGV[at + 3])
+for at = start + 5 * count + 1, #ARGV, 5 do -- results of what is done, in a database of their own
+  if held[tonumber(ARGV[at])] then
+    redis.call('SELECT', ARGV[at + 1])
+    redis.call('SET', ARGV[at + 2], ARGV[at + 4], 'EX', ARGV[at + 3])
+    redis.call('PUBLISH', ARGV[at + 2], ARGV[at + 4])
+  end
 end
 return taken
 """
@@ -163,10 +168,11 @@ UNCOUNTED: Outcome = ("", "", "", 0)
 incarnation = ""
 
 
-def forget_incarnation() -> None:
+def forget() -> None:
     """Make the next call of `this_incarnation` return another one; a child process holds nothing."""
     global incarnation
     incarnation = ""
+    books.clear()
 
 
 def this_incarnation() -> str:
@@ -176,7 +182,16 @@ def this_incarnation() -> str:
     return incarnation
 
 
-os.register_at_fork(after_in_child=forget_incarnation)
+os.register_at_fork(after_in_child=forget)
+
+
+def settlement(
+    tags: Sequence[str], outcomes: Mapping[str, Outcome], results: Mapping[str, Result]
+) -> list[str | int]:
+    """Return what the script gets for messages that are done: count, tags, outcomes, numbered results."""
+    counted: Any = (outcomes.get(tag, UNCOUNTED) for tag in tags)
+    stored: Any = ((at, *results[tag]) for at, tag in enumerate(tags, start=1) if tag in results)
+    return [len(tags), *tags, *chain(*counted), *chain(*stored)]
 
 
 class Book:
@@ -193,11 +208,9 @@ class Book:
         self.watched: dict[str, tuple[bytes, float]] = {}
 
     def settlement(self) -> tuple[tuple[str, ...], list[str | int]]:
-        """Return what to acknowledge next, and what the script gets for it: count, tags, outcomes, results."""
+        """Return what to acknowledge next, and what the script gets for it."""
         tags = tuple(self.done)[:CHUNK]
-        outcomes: list[Any] = [self.counted.get(tag, UNCOUNTED) for tag in tags]
-        results: list[Any] = [self.results[tag] for tag in tags if tag in self.results]
-        return tags, [len(tags), *tags, *chain(*outcomes), *chain(*results)]
+        return tags, settlement(tags, self.counted, self.results)
 
     def confirm(self, tags: Iterable[str]) -> None:
         """Forget what Redis has acknowledged."""
@@ -324,6 +337,10 @@ class Channel(redis.Channel):
         """Return the names of what is held: the messages, their times, their owners."""
         return self._prefixed(self.unacked_key, self.unacked_index_key, self.owner_key)
 
+    def settlement_keys(self) -> list[str]:
+        """Return the names that the script needs to acknowledge: these, and what is counted."""
+        return [*self.keys(), *self._prefixed(self.counts_key)]
+
     # Take and acknowledge ----------------------------------------------------------------------------
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -393,7 +410,7 @@ class Channel(redis.Channel):
     def _send(self, command: str, script: str) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        keys = [*self.keys(), *self._prefixed(self.counts_key, *lists)]
+        keys = [*self.settlement_keys(), *self._prefixed(*lists)]
         recorded = [(queue, int(queue not in self.unrecorded)) for queue in queues]
         arguments = [self.owner, self.room, len(queues), *chain(*recorded), *self.settlement]
         self._in_poll = self.client.connection
@@ -508,7 +525,7 @@ class Channel(redis.Channel):
 
     def counts(self) -> Any:
         """Return what was counted, by its names."""
-        return self.plain.hgetall(self._prefixed(self.counts_key)[0])
+        return self.plain.hgetall(self.settlement_keys()[-1])
 
     def settle_soon(self) -> None:
         """Acknowledge what is done: at the event loop's next turn, or now when there is none."""
@@ -520,11 +537,10 @@ class Channel(redis.Channel):
     def settle(self) -> None:
         """Acknowledge what is done, and wait for the answer; a later turn tries again without one."""
         while self.book.done:
-            tags, settlement = self.book.settlement()
+            tags, settled = self.book.settlement()
             try:
                 script = self.plain.register_script(SETTLE)
-                keys = [*self.keys(), *self._prefixed(self.counts_key)]
-                script(keys, [self.owner, 0, 0, *settlement])
+                script(self.settlement_keys(), [self.owner, 0, 0, *settled])
             except self.connection_errors as error:
                 logger.warning("Redis did not confirm yet that tasks are done: %r", error)
                 return

@@ -19,7 +19,7 @@ from celery.backends.redis import RedisBackend
 from celery.backends.rpc import RPCBackend
 from celery.utils.saferepr import saferepr
 
-from stack import activity, brokers, logs
+from stack import activity, brokers, logs, metrics
 
 from .task import Task
 
@@ -33,6 +33,7 @@ redis.call('zadd', KEYS[2], ARGV[2], ARGV[1])
 return 1
 """
 KEPT = 1000
+LONG_ENOUGH = 0.005  # seconds that a task took, for its child to acknowledge it, too
 LARGEST = 4096  # characters of a result; a larger one would delay what else the main process does
 
 
@@ -62,18 +63,28 @@ running = Running()
 registered: set[str] = set()  # names of Django's own tasks, whose arguments are stored, too
 
 
-def run_task(name: str, *args: Any, **options: Any) -> tuple[int, Any, float]:
+def run_task(
+    name: str, task_id: str, request: dict[str, Any], *args: Any, **options: Any
+) -> tuple[int, Any, float]:
     """Run a task as Celery's fast_trace_task does; what it returned may be HandedOver."""
     task = current_app.tasks[name]
+    broker = brokers.current()
     # Another class of request would not store what it is handed over.
-    if task.Request == Task.Request and task.acks_late:
-        running.database = brokers.current().result_database()
+    is_ours = task.Request == Task.Request and task.acks_late
+    if is_ours:
+        running.database = broker.result_database()
     running.result = None
     try:
-        failed, text, duration = trace.fast_trace_task(name, *args, **options)
+        failed, text, duration = trace.fast_trace_task(name, task_id, request, *args, **options)
     finally:
         running.database = None
-    if running.result and not failed:
+    if failed:
+        return failed, text, duration
+    if is_ours and duration >= LONG_ENOUGH:
+        queue = logs.queue(Context(request))
+        outcome = metrics.outcome_here(queue, name, metrics.SUCCEEDED, duration)
+        broker.acknowledge_early(request, outcome, running.result)
+    if running.result:
         text = HandedOver(text)
         text.result = running.result
     return failed, text, duration

@@ -13,10 +13,11 @@ import pytest
 from celery import current_app
 from kombu import Connection, Queue
 from kombu.transport import redis as kombus
-from redis import Redis
+from redis import Redis, RedisError
 
 from stack.brokers import redis as current_redis
-from stack.brokers import redis_transport
+from stack.brokers import redis_child, redis_transport
+from stack.brokers.redis_child import Child
 from stack.brokers.redis_transport import DEAD_LETTERS
 from stack.testing import wait_for
 
@@ -474,6 +475,67 @@ def test_a_result_is_stored_in_the_step_that_acknowledges(broker: Any, connect) 
         assert found["data"] == b"done"
         results.delete("result")
     assert consumer.channel.book.results == {}
+
+
+@pytest.fixture
+def held(connect: Any) -> Consumer:
+    """A consumer that holds one message."""
+    consumer = Consumer(connect(socket_timeout=0.2), "a", prefetch=1)
+    send(connect(), "a", 1)
+    consumer.wait_for(1)
+    return consumer
+
+
+def test_a_child_process_acknowledges_before_the_main_process_does(
+    broker: Any, held: Consumer
+) -> None:
+    (message,) = held.messages
+    outcome = ("ended", "bucket", "sum", 7)
+    result = (current_redis.result_database() or 0, "result", 60, "done")
+    with Redis.from_url(current_app.conf.result_backend) as results:
+        assert Child().acknowledge(message.delivery_tag, outcome, result)
+        wait_for(lambda: not any(broker.exists(key) for key in HELD))
+        counted = {b"ended": b"1", b"bucket": b"1", b"sum": b"7"}
+        assert (broker.hgetall("metrics"), results.get("result")) == (counted, b"done")
+        # When the main process does so, nothing is counted or stored twice.
+        results.delete("result")
+        held.channel.settle_with(message.delivery_tag, result)
+        held.channel.count_with(message.delivery_tag, outcome, acknowledged=False)
+        message.ack()
+        held.look()
+        assert held.channel.book.done == {}
+        assert (broker.hgetall("metrics"), results.get("result")) == (counted, None)
+
+
+def test_a_child_process_does_not_wait_for_redis(
+    broker: Any, held: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_child, "PATIENCE", 0)
+    child, outcome = Child(), redis_transport.UNCOUNTED
+    assert child.acknowledge("nobody's", outcome, None)
+    wait_for(lambda: answered(child))
+    broker.execute_command("CLIENT", "PAUSE", 2000, "ALL")
+    sent = [child.acknowledge(f"nobody's {number}", outcome, None) for number in range(11)]
+    assert sent == [True] * 10 + [False]  # Redis owes too many answers
+    assert not child.acknowledge("no connection", outcome, None)
+    wait_for(lambda: broker.ping())
+    # A Redis that is there again gets what follows, and one that has lost the script.
+    for lost in ("", "SCRIPT FLUSH", "CLIENT KILL TYPE normal"):
+        if lost:
+            broker.execute_command(*lost.split())
+        wait_for(lambda: child.acknowledge("nobody's", outcome, None) and answered(child))
+    assert child.acknowledge(held.messages[0].delivery_tag, outcome, None)
+    wait_for(lambda: not broker.exists("unacked"))
+
+
+def answered(child: Child) -> bool:
+    """Return whether Redis has run all that a child process sent."""
+    time.sleep(0.1)
+    with suppress(RedisError):
+        child.read_answers()
+        return child.owed == 0
+    child.give_up()
+    return False
 
 
 def test_beside_kombu_both_take_and_each_redelivers_what_the_other_held(
