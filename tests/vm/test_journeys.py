@@ -161,12 +161,12 @@ def test_a_deploy_starts_prometheus_and_refuses_rules_that_it_would_not_load(
     assert "unclosed left parenthesis" in printed
     assert f"{before} serves as before" in printed
     # A change of the rules is loaded into the container that runs.
-    vm.stack.edit(rules, "expr: absent(stack_up", "expr: absent(stack_up) or vector(0) == 1 # ")
+    vm.stack.edit(rules, "expr: absent(stack_up", "expr: absent(stack_up) or vector(0) == 1")
     vm.deploy(WAIT)
     vm.here(f"until {ask}rules | grep -q 'vector(0) == 1'; do sleep 2; done", timeout=90)
     assert vm.running()["monitoring"] == container
     # So that it does not disturb the tests that follow.
-    vm.stack.edit(rules, "expr: absent(stack_up) or vector(0) == 1 # )", "expr: absent(stack_up)")
+    vm.stack.edit(rules, "expr: absent(stack_up) or vector(0) == 1", "expr: absent(stack_up)")
     vm.deploy("--set=COMPOSE_PROFILES=none", WAIT)
     vm.here("docker compose rm --stop --force monitoring")
     assert "monitoring" not in vm.running()
