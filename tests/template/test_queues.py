@@ -54,7 +54,7 @@ def test_a_worker_consumes_its_own_queue_and_no_other(
     services = compose(project, "production")["services"]
     for queue in chosen(variant):
         worker = services[f"worker-{queue}"]
-        assert worker["command"][:3] == ["celery", "-q", "worker"]
+        assert worker["command"][:4] == ["python", "-m", "stack", "worker"]
         assert worker["environment"]["CELERY_WORKER_QUEUES"] == queue
         assert worker["environment"]["CELERY_WORKER_HOSTNAME"] == f"{queue}@{project.name}"
 

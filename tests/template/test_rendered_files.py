@@ -117,6 +117,7 @@ requirements.txt
 servers.yaml
 stack/README.md
 stack/__init__.py
+stack/__main__.py
 stack/activity.py
 stack/alerts.py
 stack/apps.py

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
-import feedparser
 from django.conf import settings
 from django.utils.html import strip_tags
 from tornado.httpclient import HTTPClientError, HTTPResponse
@@ -138,6 +137,8 @@ async def is_allowed(client: SimpleAsyncHTTPClient, url: str) -> bool:
 
 def parse_feed(body: bytes, base: str) -> Iterable[Entry]:
     """Read RSS or Atom."""
+    import feedparser  # here: whatever else imports this module does not need its 2 MB
+
     # A file, because feedparser would fetch or open what a string names.
     feed = feedparser.parse(io.BytesIO(body))
     if not feed.get("version"):

@@ -14,6 +14,7 @@ from billiard.pool import ApplyResult
 from celery import Celery
 from celery.app import base, task, trace
 from celery.backends.redis import RedisBackend
+from celery.bin import base as cli
 from celery.loaders.base import BaseLoader
 from celery.worker import request, state
 from celery.worker.consumer import Consumer
@@ -53,6 +54,8 @@ USED = [
     (BaseLoader, "override_backends", "stack/celery/__init__.py"),
     (Celery, "task_cls", "stack/celery/__init__.py"),
     (Celery, "prepare_config", "stack/celery/__init__.py"),
+    (cli, "CLIContext", "stack/__main__.py"),
+    (Celery("app"), "user_options", "stack/__main__.py"),
     (base, "calculate_routing_key", "stack/brokers/rabbitmq.py"),
     (task, "get_actual_ignore_result", "stack/celery/results.py"),
     (Consumer, "on_connection_error_after_connected", "stack/celery/consumer.py"),
