@@ -2,10 +2,11 @@
 
 import functools
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from celery import current_app
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
-from redis import RedisError, TimeoutError, WatchError
+from redis import ConnectionError, RedisError, TimeoutError, WatchError
 
 from stack.environment import env
 
@@ -103,8 +104,12 @@ def is_full() -> bool:
 
 def memory() -> tuple[int, int]:
     """Return the bytes that Redis uses, and their limit or 0; OperationalError when it is unavailable."""
-    with probe() as channel, channel.conn_or_acquire() as client:
-        found = client.info("memory")
+
+    def info(channel: Any) -> Any:
+        with channel.conn_or_acquire() as client:
+            return client.info("memory")
+
+    found = ask(info)
     return found["used_memory"], found["maxmemory"]
 
 
@@ -112,16 +117,35 @@ def task_counts() -> dict[bytes, bytes] | None:
     """Return what the transport has counted, None when it is kombu's; raises as `memory` does."""
     if not OWN_TRANSPORT:
         return None
-    with probe() as channel:
-        return channel.counts()
+    return ask(lambda channel: channel.counts())
 
 
-@contextmanager
-def probe() -> Iterator[Any]:
-    """Yield a channel for a question that Redis answers at once."""
-    with current_app.connection_for_write(transport_options=redis_transport.QUICK) as connection:
+# Connections that have asked, and are not in use: to connect costs more than to ask.
+kept: list[Connection] = []
+os.register_at_fork(after_in_child=kept.clear)
+
+
+def ask(question: Callable[[Any], Any]) -> Any:
+    """Return what `question` gets from Redis by a channel; OperationalError when it does not answer at once."""
+    try:
+        with suppress(IndexError, ConnectionError):  # none is kept; Redis was restarted since
+            return ask_by(kept.pop(), question)
+        connection = current_app.connection_for_write(transport_options=redis_transport.QUICK)
         connection.ensure_connection(max_retries=1, timeout=1)
-        yield connection.default_channel
+        return ask_by(connection, question)
+    except RedisError as error:
+        raise OperationalError(str(error)) from error
+
+
+def ask_by(connection: Connection, question: Callable[[Any], Any]) -> Any:
+    """Return the same by a connection, which is kept when it works."""
+    try:
+        found = question(connection.default_channel)
+    except BaseException:
+        connection.release()
+        raise
+    kept.append(connection)
+    return found
 
 
 @functools.cache

@@ -302,8 +302,8 @@ class Channel(redis.Channel):
         self.sent: tuple[str, ...] = ()  # acknowledgements in the request that is on its way
         self.settlement: list[str | int] = []  # the same, as arguments of the script
         self.room = 0  # messages that it asks for
-        self.ahead: deque[list[bytes]] = deque()  # taken, and not yet delivered
-        self.ahead_since = 0.0
+        # Taken at some time, and not yet delivered.
+        self.ahead: deque[tuple[float, list[bytes]]] = deque()
         self.duration: float | None = None  # of recent messages from delivery to acknowledgement
         self.empty = False  # the queues were; Redis reports when that changes
         self.looked = 0.0
@@ -396,14 +396,15 @@ class Channel(redis.Channel):
     def deliver_ahead(self) -> None:
         """Deliver what was taken ahead as far as there is room now; give it back after some time."""
         while self.ahead and self.qos.can_consume():
-            self._deliver(*self.ahead.popleft())
-        if self.ahead and time.monotonic() > self.ahead_since + GIVE_BACK:
+            _, found = self.ahead.popleft()
+            self._deliver(*found)
+        if self.ahead and time.monotonic() > self.ahead[0][0] + GIVE_BACK:
             self.duration = None
             self.give_back()
 
     def give_back(self) -> None:
         """Return what was taken ahead to its queues; it was not begun, so it is not redelivered."""
-        tags = {bytes_to_str(tag): self.owner for _, tag, _ in reversed(self.ahead)}
+        tags = {bytes_to_str(tag): self.owner for _, (_, tag, _) in reversed(self.ahead)}
         self.ahead.clear()
         self.restore(tags, begun=False)
 
@@ -470,13 +471,12 @@ class Channel(redis.Channel):
 
     def _take(self, found: Iterable[list[bytes]]) -> None:
         """Deliver messages; those that there is no room for wait here."""
-        if not self.ahead:
-            self.ahead_since = time.monotonic()
+        now = time.monotonic()
         for name, tag, raw in found:
             if bytes_to_str(name) in self.unrecorded:
                 self._deliver(name, tag, raw)
             else:
-                self.ahead.append([name, tag, raw])
+                self.ahead.append((now, [name, tag, raw]))
         self.deliver_ahead()
         if self.ahead:
             self.connection.call_later(GIVE_BACK, self.deliver_ahead)

@@ -55,7 +55,7 @@ USED = [
     (Celery, "task_cls", "stack/celery/__init__.py"),
     (Celery, "prepare_config", "stack/celery/__init__.py"),
     (cli, "CLIContext", "stack/__main__.py"),
-    (Celery("app"), "user_options", "stack/__main__.py"),
+    (Celery, "user_options", "stack/__main__.py"),
     (base, "calculate_routing_key", "stack/brokers/rabbitmq.py"),
     (task, "get_actual_ignore_result", "stack/celery/results.py"),
     (Consumer, "on_connection_error_after_connected", "stack/celery/consumer.py"),

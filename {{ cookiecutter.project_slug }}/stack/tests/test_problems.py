@@ -11,7 +11,7 @@ from asgiref.testing import ApplicationCommunicator
 from celery import current_app
 from django.conf import settings
 
-from stack import activity, brokers, problems, queues
+from stack import activity, brokers, metrics, problems, queues
 from stack.activity import Workers
 from stack.health import MAX_BODY, HealthChecks
 from stack.problems import Aside, Problem, Recent, find, parse
@@ -97,6 +97,7 @@ def test_a_rule_that_fails_hides_no_other() -> None:
 @pytest.fixture
 def running(django_db_setup: None) -> None:
     """A worker for each queue and beat, as they report themselves."""
+    metrics.counts.push()  # what tests before this one have counted, and not yet reported
     store = activity.store()
     store.flushdb()
     current_app.control.purge()
