@@ -15,7 +15,7 @@ from celery import current_app
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
-from redis import ConnectionError, RedisError, TimeoutError, WatchError
+from redis import RedisError, TimeoutError, WatchError
 
 from stack.environment import env
 
@@ -128,7 +128,7 @@ os.register_at_fork(after_in_child=kept.clear)
 def ask(question: Callable[[Any], Any]) -> Any:
     """Return what `question` gets from Redis by a channel; OperationalError when it does not answer at once."""
     try:
-        with suppress(IndexError, ConnectionError):  # none is kept; Redis was restarted since
+        with suppress(IndexError):  # none is kept
             return ask_by(kept.pop(), question)
         connection = current_app.connection_for_write(transport_options=redis_transport.QUICK)
         connection.ensure_connection(max_retries=1, timeout=1)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import current_app
 from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombus
 from redis import Redis, RedisError
 
@@ -117,6 +118,7 @@ def send(connection: Connection, queue: str, *bodies: object, **options: Any) ->
 TAKE = """
 import json, signal, sys
 from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombus
 from stack.brokers import redis_transport
 url, queue, options = sys.argv[1:]
@@ -604,3 +606,20 @@ def test_what_needs_no_acknowledgement_is_not_recorded(broker: Any, connect) -> 
     assert broker.hlen("unacked") == 1
     message.ack()
     assert not broker.exists(*HELD)
+
+
+def test_a_question_keeps_its_connection_as_long_as_it_works(broker: Any) -> None:
+    current_redis.kept.clear()
+    current_redis.memory()
+    current_redis.memory()
+    (connection,) = current_redis.kept
+    # As when Redis was restarted: it connects again.
+    broker.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    current_redis.memory()
+    assert current_redis.kept == [connection]
+    # One to a Redis that is silent is not kept.
+    broker.execute_command("CLIENT", "PAUSE", 1500, "ALL")
+    with pytest.raises(OperationalError):
+        current_redis.memory()
+    assert current_redis.kept == []
+    wait_for(lambda: broker.ping())
