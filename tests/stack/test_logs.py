@@ -102,10 +102,14 @@ def test_every_line_is_an_object_from_the_start_on(production: Stack) -> None:
         "proxy": r"\d{4}/\d\d/\d\d [\d:]+ \[\w+\] .*",
         "worker-notify": r"|worker: Warm shutdown \(MainProcess\)",
     }
-    for service in services:
+
+    def found_of(service: str) -> list[str]:
         found = lines(production, service, since)
-        found = [line for line in found if not re.fullmatch(plain.get(service, "(?!)"), line)]
-        assert found, service
+        return [line for line in found if not re.fullmatch(plain.get(service, "(?!)"), line)]
+
+    for service in services:
+        # nginx writes its lines once per second.
+        found = wait_for(f"lines of {service}", lambda name=service: found_of(name))
         assert [line for line in found if not line.startswith('{"time":')] == []
         for line in found:
             assert {"level", "logger", "message"} <= json.loads(line).keys(), line
