@@ -194,7 +194,7 @@ def lately_key(minute: int) -> str:
 
 
 def lately() -> Counter[str]:
-    """Return what was counted in the last minutes."""
+    """Return what was counted in the last minutes: tasks "refused", requests with "errors" and "others"."""
     now, found = int(time.time() / 60), Counter[str]()
     with activity.store().pipeline(transaction=False) as pipe:
         for minute in range(now - LATELY, now + 1):
@@ -202,17 +202,6 @@ def lately() -> Counter[str]:
         for answer in pipe.execute():
             found.update({what.decode(): int(count) for what, count in answer.items()})
     return found
-
-
-def refused_lately() -> int:
-    """Return how many tasks could not be sent in the last minutes."""
-    return lately()["refused"]
-
-
-def requests_lately() -> tuple[int, int]:
-    """Return how many requests were answered in the last minutes, and how many with 5xx."""
-    found = lately()
-    return found["errors"] + found["others"], found["errors"]
 
 
 def failing() -> dict[str, int]:

@@ -77,7 +77,9 @@ class Recent:
 
 def recent() -> Recent:
     """Return it; RedisError when the cache does not answer."""
-    return Recent(metrics.failing(), metrics.refused_lately(), metrics.requests_lately())
+    lately = metrics.lately()
+    requests = lately["errors"] + lately["others"], lately["errors"]
+    return Recent(metrics.failing(), lately["refused"], requests)
 
 
 def check_database() -> None:

@@ -174,7 +174,7 @@ def test_a_refused_task_is_counted_once(monkeypatch) -> None:
         end.apply_async_on_commit(("succeed",), connection=nowhere, retry=False)
     metrics.counts.push()
     assert rows("stack_tasks_refused_total") == {"stack_tasks_refused_total 3.0"}
-    assert metrics.refused_lately() == 3
+    assert metrics.lately()["refused"] == 3
 
 
 # Requests ------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_requests_are_counted_by_view_and_status(settings) -> None:
         name + '"404",view=""} 1.0',
     }
     assert "secret" not in get()[1]
-    assert metrics.requests_lately() == (4, 1)
+    assert metrics.lately() == {"errors": 1, "others": 3}
 
 
 def test_without_a_cache_counts_are_kept_for_later(settings, monkeypatch) -> None:
