@@ -10,22 +10,23 @@ from django.conf import settings
 
 from stack.checks import PROJECT
 
+NAME = "of_another_shape"  # which no app of this project has
 # With a settings package, a BASE_DIR that is a text, another cache and no admin.
 OWN = """
 import os
 BASE_DIR = os.path.dirname(__file__)
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 INSTALLED_APPS = ["stack", "django.contrib.contenttypes", "django.contrib.auth"]
-ROOT_URLCONF = "shop.urls"
+ROOT_URLCONF = "of_another_shape.urls"
 USE_TZ = False
-CELERY_TASK_ROUTES = [("shop.*", "default"), {"mall.*": "default"}]
+CELERY_TASK_ROUTES = [("of_another_shape.*", "default"), {"mall.*": "default"}]
 """
 ALL = "from stack.settings import *\n"
 FILES = {
     "__init__.py": "from .celery import app as celery_app",
     "celery.py": """
 from stack.celery import Celery
-app = Celery("shop")
+app = Celery("of_another_shape")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 """,
@@ -54,13 +55,13 @@ def test_a_project_with_a_settings_package_needs_three_names(
 ) -> None:
     queues = f"QUEUES = {settings.QUEUES}\n"
     for name, text in {**FILES, "settings/production.py": production + queues}.items():
-        file = tmp_path / "shop" / name
+        file = tmp_path / NAME / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     names = {
-        "DJANGO_SETTINGS_MODULE": "shop.settings.production",
-        "CELERY_APP": "shop",
-        "UVICORN_APP": "shop.asgi:application",
+        "DJANGO_SETTINGS_MODULE": f"{NAME}.settings.production",
+        "CELERY_APP": NAME,
+        "UVICORN_APP": f"{NAME}.asgi:application",
         "PYTHONPATH": f"{tmp_path}:{PROJECT}",
     }
     done = subprocess.run(
