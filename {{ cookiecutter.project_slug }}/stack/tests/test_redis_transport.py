@@ -118,7 +118,6 @@ def send(connection: Connection, queue: str, *bodies: object, **options: Any) ->
 TAKE = """
 import json, signal, sys
 from kombu import Connection, Queue
-from kombu.exceptions import OperationalError
 from kombu.transport import redis as kombus
 from stack.brokers import redis_transport
 url, queue, options = sys.argv[1:]
