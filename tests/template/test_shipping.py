@@ -116,14 +116,30 @@ def test_only_the_layers_that_the_vm_lacks_are_shipped(
     # Another image has the last layer, but not on top of these.
     other = [f"sha256:{hashlib.sha256(layers[-1]).hexdigest()}"]
     known = deploy.known_layers(["x"], [other, chain])
-    shipped = io.BytesIO()
-    assert deploy.save(["x"], known, shipped) == len(shipped.getvalue())
-    with tarfile.open(fileobj=io.BytesIO(shipped.getvalue())) as tar:
-        names = tar.getnames()
-    assert "manifest.json" in names
-    assert [blob(pack(layer)) in names for layer in layers] == [False] * there + [True] * (
-        3 - there
-    )
+    for program in ("zstd", "gzip"):
+        if program == "gzip":
+            monkeypatch.setattr(deploy.shutil, "which", {}.get)
+        shipped = io.BytesIO()
+        assert deploy.save(["x"], known, shipped) == len(shipped.getvalue())
+        plain = subprocess.check_output([program, "-dc"], input=shipped.getvalue())
+        with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
+            names = tar.getnames()
+        assert "manifest.json" in names
+        assert [blob(pack(layer)) in names for layer in layers] == [False] * there + [True] * (
+            3 - there
+        )
+
+
+def test_what_is_not_taken_any_more_stops_the_shipping(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_with(tmp_path, [os.urandom(30_000_000)], bytes)
+    (tmp_path / "info").write_text("overlay2")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with subprocess.Popen(["true"], stdin=subprocess.PIPE) as ended:
+        ended.wait()
+        with pytest.raises(BrokenPipeError):
+            load("deploy").save(["x"], set(), ended.stdin)
 
 
 def test_an_image_that_could_not_be_unpacked_has_no_layers_there(
@@ -144,7 +160,7 @@ def content(tmp_path: Path, load: Load) -> Path:
     content = tmp_path / "content"
     (content / "version" / "ops").mkdir(parents=True)
     (content / "version" / "ops" / "release").write_text("ours")
-    (content / "images.tar.gz").write_bytes(b"images")
+    (content / "images.tar").write_bytes(b"images")
     (content / "SHA256SUMS").write_text(load("deploy").common.sums(content))
     return content
 
@@ -170,7 +186,7 @@ FOREIGN = {
     "no list": lambda folder: (folder / "SHA256SUMS").unlink(),
     "another file": lambda folder: (folder / "version/ops/release").write_text("foreign"),
     "a file that is not listed": lambda folder: (folder / "version/ops/backup").write_text("x"),
-    "a file less": lambda folder: (folder / "images.tar.gz").unlink(),
+    "a file less": lambda folder: (folder / "images.tar").unlink(),
 }
 
 
