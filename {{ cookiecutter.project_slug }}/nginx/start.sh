@@ -45,7 +45,7 @@ hsts=${HSTS-max-age=31536000; includeSubDomains}
 {
     echo "client_max_body_size ${MAX_BODY:-1m};"
     echo "map \$client_scheme \$hsts { https \"$hsts\"; default \"\"; }"
-    echo "resolver ${resolver:-127.0.0.11} valid=2s ipv6=off;"
+    echo "resolver ${resolver:-127.0.0.11} valid=1s ipv6=off;"
     echo "geo \$https_port { default \"${port%:443}\"; }"
     echo "geo \$realip_remote_addr \$trusted { default 0;"
     for proxy in $proxies; do echo "$proxy 1;"; done
