@@ -61,13 +61,14 @@ def test_a_rolled_worker_always_has_a_consumer_and_loses_no_task(production: Sta
     assert len(production.compose("ps", "--quiet", "worker-notify").split()) == 1
 
 
-def test_roll_names_the_workers_there_are(production: Stack) -> None:
+def test_roll_names_the_services_there_are(production: Stack) -> None:
     done = subprocess.run(
         [production.folder / "ops" / "roll", "beat"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "No such worker: beat. There are worker-crawl, worker-default, worker-notify.\n"
+        "Not to be rolled: beat. There are"
+        " worker-crawl, worker-default, worker-notify, web-a, web-b.\n"
     )
 
 

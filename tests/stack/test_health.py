@@ -76,7 +76,7 @@ for attempt in range(20):
     ends = [line for line in run(project, code, path) if line.startswith("ended: ")]
     assert len(ends) == 20
     for end in ends:
-        assert re.fullmatch(r"ended: Not healthy within 1 s: .*-ill-1(, .*-well-1)?\.", end)
+        assert re.fullmatch(r"ended: Not healthy within 1 s: ill(, well)?\.", end)
 
     code = """
 common.up("well")
@@ -84,6 +84,6 @@ common.compose("up", "--detach")
 common.output("docker", "compose", "run", "well", "false")
 common.up("well", wait=common.HEALTHY_WITHIN)
 print(common.unhealthy_after(common.containers("once"), common.HEALTHY_WITHIN))
-print([name[-5:] for name in common.unhealthy_after(common.containers("ill", "once"), 0)])
+print(common.unhealthy_after(common.containers("ill", "once"), 0))
 """
-    assert run(project, code, path) == ["[]", "", "['ill-1']"]
+    assert run(project, code, path) == ["[]", "", "['ill']"]

@@ -166,7 +166,7 @@ def test_all_secrets_are_replaced_under_load(production: Stack) -> None:
     running = {name: production.containers()[name].attrs["State"]["StartedAt"] for name in data}
     start = time.monotonic()
     with Load(production) as load:
-        kill_while_it_replaces(production, "web-a: replacing")
+        kill_while_it_replaces(production, "web-a, web-b: starting")
         printed = production.shell("ops/rotate --wait=500")
         sent = len(load.tasks)
         wait_for("a task after it", lambda: len(load.tasks) > sent)

@@ -176,8 +176,8 @@ def test_every_variable_of_the_compose_files_is_explained(project: Path) -> None
 
 
 def test_every_variable_that_python_reads_is_explained_or_set_by_compose(project: Path) -> None:
-    # gunicorn.conf.py sets it, for its own process alone.
-    known = explained(project) | set_by_compose(project) | {"DATABASE_POOL_SIZE"}
+    # gunicorn.conf.py sets the one for its own process alone, and ops/release the other.
+    known = explained(project) | set_by_compose(project) | {"DATABASE_POOL_SIZE", "REFUSE_STRANDED"}
     assert in_python(project) - known == set()
 
 

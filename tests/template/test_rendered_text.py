@@ -167,5 +167,5 @@ def test_docstrings_begin_with_what_a_function_does(project: Path) -> None:
 
 def test_texts_use_the_terms_that_readers_search_for(project: Path) -> None:
     # The glossary is in CONTRIBUTING.md.
-    riddles = r"(?i)\b(is|are) away\b|on a laptop|\banew\b|\bthe equal of\b|\bwhoever\b|\ba web\b(?! (server|inst))"
+    riddles = r"(?i)\b(is|are) away\b|on a laptop|\banew\b|\bthe equal of\b|\bwhoever\b|(?<!-)\ba web\b(?! (server|inst))"
     assert lines_with(riddles, project) == []

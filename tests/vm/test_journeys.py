@@ -100,10 +100,10 @@ def test_a_deploy_under_load_fails_no_request_and_loses_no_task(vm: ProductionVm
     with Load(vm) as load:
         printed = vm.deploy(WAIT)
     assert load.failures == []
-    for queue in QUEUES:
-        least, most = load.least_and_most(f"worker-{queue}")
-        assert least >= 1, queue
-        assert most <= 2, queue
+    for service in (*(f"worker-{queue}" for queue in QUEUES), "web-a", "web-b"):
+        least, most = load.least_and_most(service)
+        assert least >= 1, service
+        assert most <= 2, service
     assert load.least_and_most("beat")[1] == 1
     code = (
         "from config.celery import app;"

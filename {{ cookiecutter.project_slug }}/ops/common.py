@@ -37,6 +37,7 @@ NAME = "{{ cookiecutter.project_slug }}"
 ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
 SILENCE = 30  # seconds after which a connection is lost
 ONE_OFF = "com.docker.compose.oneoff"  # a label: "True" for "docker compose run"
+SERVICE = "com.docker.compose.service"  # another one
 HEALTHY_WITHIN = 600  # seconds that a container may take, unless --wait says otherwise
 # In the container of the database, for psql and the like: the role that owns all of the cluster.
 SUPERUSER = """$(psql --dbname=postgres -tAc 'SELECT rolname FROM pg_roles WHERE oid = 10')"""
@@ -47,7 +48,9 @@ SSH = ["ssh", "-oConnectTimeout=10", "-oServerAliveInterval=5", "-oServerAliveCo
 
 
 class Failed(Exception):
-    """Carries the sentence that a command ends with."""
+    """Carries the sentence that a command ends with, and what a program printed before it failed."""
+
+    printed = ""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -147,7 +150,9 @@ def run(*command: str, folder: Path | None = None, **options: Any) -> str:
         words = f"{done.stdout or ''}{done.stderr or ''}"[-4000:].strip()
         if words:
             print(words, file=sys.stderr, flush=True)
-        raise Failed(f"This failed: {' '.join(command)}.")
+        failed = Failed(f"This failed: {' '.join(command)}.")
+        failed.printed = words
+        raise failed
     return done.stdout or ""
 
 
@@ -190,14 +195,8 @@ def made_with(env: str) -> dict[str, str]:
 
 def data_services() -> dict[str, dict]:
     """Return the descriptions of the running containers of database, broker and cache, by service."""
-    found, names = {}, ("db", "broker", "cache")
-    label = f"--filter=label=com.docker.compose.project={project()}"
-    for line in output("docker", "ps", "--format=json", label).splitlines():
-        row = json.loads(line)
-        labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
-        if (name := labels["com.docker.compose.service"]) in names and labels[ONE_OFF] == "False":
-            (found[name],) = inspect([row["ID"]])
-    return found
+    wanted = {number: name for number, name in rows() if name in ("db", "broker", "cache")}
+    return {wanted[each["Id"]]: each for each in inspect(list(wanted))}
 
 
 def variables(container: dict) -> dict[str, str]:
@@ -221,8 +220,13 @@ def become_ssh(host: str, command: list[str]) -> None:
 # Containers ---------------------------------------------------------------------------------------
 
 
+@functools.cache
 def model(folder: Path | None = None) -> dict:
-    """Return what compose makes of the project's files, or of those in `folder`."""
+    """
+    Return what compose makes of the project's files, or of those in `folder`.
+
+    It is read once: call `model.cache_clear()` after a change of the files.
+    """
     return json.loads(compose("config", "--format=json", folder=folder))
 
 
@@ -263,7 +267,20 @@ def folders() -> dict[str, str]:
 
 def containers(*services: str) -> list[str]:
     """Return the ids of the containers of some services, or of all; running or not."""
-    return compose("ps", "--all", "--quiet", *services).split()
+    return [number for number, name in rows("--all") if not services or name in services]
+
+
+def rows(*options: str) -> list[tuple[str, str]]:
+    """Return id and service of the project's containers, but those of "docker compose run"."""
+    found = []
+    label = f"--filter=label=com.docker.compose.project={project()}"
+    command = ["docker", "ps", "--no-trunc", "--format=json", label, *options]
+    for line in run(*command).splitlines():
+        row = json.loads(line)
+        labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
+        if labels[ONE_OFF] == "False":
+            found.append((row["ID"], labels[SERVICE]))
+    return found
 
 
 def inspect(ids: list[str]) -> list[dict]:
@@ -310,7 +327,7 @@ def succeeded(container: dict) -> bool:
 
 def unhealthy_after(ids: list[str], seconds: float) -> list[str]:
     """
-    Wait for containers; return the names of those that do not become healthy, and show their logs.
+    Wait for containers; return the services of those that do not become healthy, and show their logs.
 
     The wait is over as well when one restarts.
     """
@@ -323,8 +340,8 @@ def unhealthy_after(ids: list[str], seconds: float) -> list[str]:
         if not ill or again or time.monotonic() > end:
             for container in ill:
                 show_log(container["Id"])
-            return sorted(container["Name"].removeprefix("/") for container in ill)
-        time.sleep(0.5)
+            return sorted({each["Config"]["Labels"][SERVICE] for each in ill})
+        time.sleep(0.2)
 
 
 def up(*arguments: str, wait: int = HEALTHY_WITHIN, folder: Path | None = None) -> None:
@@ -334,10 +351,7 @@ def up(*arguments: str, wait: int = HEALTHY_WITHIN, folder: Path | None = None) 
     compose("up", *waiting, *arguments, folder=folder)
     # Compose 2.26 and 2.40 now and then end with 0 when the time is over, so we look ourselves.
     names = [word for word in arguments if not word.startswith("-")]
-    found = inspect(compose("ps", "--all", "--quiet", *names, folder=folder).split())
-    # Without those of "docker compose run".
-    own = [each for each in found if each["Config"]["Labels"][ONE_OFF] == "False"]
-    if ill := unhealthy_after([each["Id"] for each in own], end - time.monotonic()):
+    if ill := unhealthy_after(containers(*names), end - time.monotonic()):
         raise Failed(f"Not healthy within {wait} s: {', '.join(ill)}.")
 
 
@@ -349,7 +363,11 @@ def project_settings() -> dict[str, str]:
 
 def project() -> str:
     """Return compose's name of the project, also when the compose files are half replaced."""
-    return project_settings().get("COMPOSE_PROJECT_NAME") or NAME
+    if name := project_settings().get("COMPOSE_PROJECT_NAME"):
+        return name
+    file = PROJECT / "compose.yaml"
+    found = re.search(r"^name: *(\S+)", file.read_text(), re.MULTILINE) if file.exists() else None
+    return found[1] if found else NAME
 
 
 def trial() -> str:

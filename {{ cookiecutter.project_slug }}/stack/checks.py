@@ -12,7 +12,7 @@ from celery import current_app
 from celery.exceptions import ImproperlyConfigured, QueueNotFound
 from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
+from django.core.checks import ERROR, WARNING, CheckMessage, Error, Info, Tags, Warning, register
 from django.core.management import find_commands, get_commands
 from django.utils.module_loading import autodiscover_modules
 from kombu.exceptions import OperationalError
@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from . import brokers, queues
 from .celery import Celery
 from .celery.task import Task, check_time_limits
+from .environment import env
 
 # The broker does not answer, or its package is missing, which stack.E009 names.
 UNAVAILABLE = (OperationalError, ImportError)
@@ -315,7 +316,11 @@ def broker_and_results_are_installed(**kwargs: object) -> list[Error]:
 
 @register("queues", Tags.database)  # with "migrate" and "check --tag queues": it asks the broker
 def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
-    """Return a warning for each queue that holds tasks and is not in QUEUES."""
+    """
+    Return a warning for each queue that holds tasks and is not in QUEUES.
+
+    It is an error for "migrate" of a version that ops/release tries, with REFUSE_STRANDED.
+    """
     if not isinstance(current_app, Celery):
         return []
     try:
@@ -324,8 +329,10 @@ def no_task_is_stranded(**kwargs: object) -> list[CheckMessage]:
     except UNAVAILABLE:
         sentence = "The broker does not answer: it may hold tasks in queues that are not in QUEUES."
         return [Info(sentence, id="stack.I001")]
+    level = ERROR if env.bool("REFUSE_STRANDED", default=False) else WARNING
     return [
-        Warning(
+        CheckMessage(
+            level,
             f'The queue "{name}" holds {queues.number(tasks)} and is not in QUEUES: no worker consumes it.',
             hint=f"./manage.py move_queue {name} OTHER, or ./manage.py purge_queue {name}",
             id="stack.W001",
