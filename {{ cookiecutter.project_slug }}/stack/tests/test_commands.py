@@ -14,6 +14,7 @@ import pytest
 from celery import current_app
 from django.conf import settings
 from django.core.management import CommandError, call_command
+from django.core.management.base import SystemCheckError
 
 from stack import brokers, checks, queues
 from stack.celery.results import FAILED, Results
@@ -162,12 +163,16 @@ def test_purge_queue_takes_one_that_is_not_in_queues(gone: str, capsys) -> None:
         call_command("purge_queue", gone, "--no-input")
 
 
-def test_a_check_finds_one_that_holds_tasks(gone: str, capsys) -> None:
+def test_a_check_finds_one_that_holds_tasks(gone: str, monkeypatch) -> None:
     (warning,) = checks.no_task_is_stranded()
     assert (warning.id, '"gone" holds 3 tasks' in warning.msg) == ("stack.W001", True)
     with pytest.raises(CommandError):
         call_command("check", tags=["queues"], fail_level="WARNING")
     call_command("check")  # asks no broker
+    with monkeypatch.context() as of_release:
+        of_release.setenv("REFUSE_STRANDED", "true")
+        with pytest.raises(SystemCheckError, match='"gone" holds 3 tasks'):
+            call_command("check", tags=["queues"])
     call_command("move_queue", gone, QUEUE)
     assert checks.no_task_is_stranded() == []
     call_command("check", tags=["queues"], fail_level="WARNING")
