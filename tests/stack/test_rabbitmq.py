@@ -261,8 +261,8 @@ def test_who_is_killed_while_dead_letters_are_sent_again_loses_none(
     kill = "lambda *args: os.kill(os.getpid(), signal.SIGKILL)"
     code = (
         "import os, signal, django; django.setup(); from stack import failed;"
-        "from stack.brokers import dead_letters;"
-        "dead_letters.Hand.{0} = {1}; list(failed.change_letters(lambda entry: {2}, True))"
+        "from stack.brokers import rabbitmq_dead_letters;"
+        "rabbitmq_dead_letters.Hand.{0} = {1}; list(failed.change_letters(lambda entry: {2}, True))"
     )
     for name, chosen, sent in (("put_back", "False", 0), ("remove", "True", 1)):
         script = code.format(name, kill, chosen)

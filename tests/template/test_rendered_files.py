@@ -123,11 +123,12 @@ stack/activity.py
 stack/alerts.py
 stack/apps.py
 stack/brokers/__init__.py
-stack/brokers/dead_letters.py
 stack/brokers/other.py
 stack/brokers/rabbitmq.py
+stack/brokers/rabbitmq_dead_letters.py
 stack/brokers/redis.py
 stack/brokers/redis_child.py
+stack/brokers/redis_dead_letters.py
 stack/brokers/redis_transport.py
 stack/brokers/zookeeper_transport.py
 stack/cache.py

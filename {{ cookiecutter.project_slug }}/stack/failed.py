@@ -26,6 +26,7 @@ REASONS = {
     "delivery_limit": "It was delivered several times, and no worker finished it.",
     "expired": "It expired before a worker took it.",
     "rejected": "A worker rejected it.",
+    "unreadable": "It is no message of Celery: it can be dropped, but not sent again.",
 }
 
 
@@ -137,7 +138,7 @@ def of_task(task_id: str, meta: dict[str, Any]) -> Entry:
 
 
 def of_letter(letter: Any) -> Entry:
-    """Return a dead letter, a brokers.dead_letters.DeadLetter."""
+    """Return a dead letter, a brokers.DeadLetter."""
     return Entry(
         id=letter.key,
         task_id=letter.task_id or letter.key,
@@ -165,10 +166,8 @@ def letters() -> tuple[list[Entry], int]:
 
     Raises kombu's OperationalError when the broker does not answer.
     """
-    if brokers.current().DEAD_LETTERS is None:
+    if not (dead_letters := brokers.dead_letters_of_current()):
         return [], 0
-    from .brokers import dead_letters
-
     found, count = dead_letters.read(of_letter, MOST)
     return sorted(found, key=lambda entry: entry.at, reverse=True), count
 
@@ -259,10 +258,8 @@ def change_letters(
 
     Raises kombu's OperationalError when the broker does not answer or accept one.
     """
-    if brokers.current().DEAD_LETTERS is None:
+    if not (dead_letters := brokers.dead_letters_of_current()):
         return
-    from .brokers import dead_letters
-
     found = dead_letters.settle(lambda letter: chosen(of_letter(letter)), again, seconds)
     for letter, reason in found:
         entry = of_letter(letter)

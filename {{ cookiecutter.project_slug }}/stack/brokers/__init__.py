@@ -21,7 +21,8 @@ Each module defines
 - `AGE_UNKNOWN`: one sentence that says why not, "" when it is,
 - `held(connection)`: how many tasks each queue of the broker holds, also a queue that the project no
   longer has; without those that workers have taken, or soon after,
-- `DEAD_LETTERS`: the queue for messages that no worker could take, None where there are none,
+- `DEAD_LETTERS`: the module in this folder whose functions `read` and `settle` show the messages that no worker
+  could take, and send them again or drop them; "" where there are none,
 - `dead_letters(connection)`: how many it holds; may raise OperationalError,
 - `PURGE_COUNTS`: whether kombu returns how many tasks it deleted when it purges a queue,
 - `exists(channel, queue)`: whether the broker knows a queue; ValueError, with one sentence, when tasks
@@ -31,6 +32,8 @@ Each module defines
 """
 
 import functools
+from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from typing import Any
 
@@ -53,6 +56,21 @@ NO_ANSWER = "The broker does not answer: " + (
     if env("CELERY_BROKER_URL", default="")
     else "docker compose ps broker"
 )
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """What a message that no worker could take says of its task, as far as it can be read."""
+
+    key: str  # of this message; a task may be there more than once
+    task_id: str
+    task: str
+    queue: str  # where it died
+    reason: str
+    at: datetime
+    meta: dict[str, Any]  # args and kwargs, or body, as in celery/results.py
+
+
 # Of a task, as it is stored with an acknowledgement: database, key, seconds until it expires, value.
 Result = tuple[int, str, int, str]
 # How a task ended: what to count, and of its run time the bucket, the sum and the microseconds.
@@ -78,3 +96,9 @@ def module(url: str) -> Any:
 def current() -> Any:
     """Return the module for the broker of the current app."""
     return module(current_app.conf.broker_url)
+
+
+def dead_letters_of_current() -> Any:
+    """Return the module that shows and settles its dead letters, None where there are none."""
+    name = current().DEAD_LETTERS
+    return import_module(f".{name}", __name__) if name else None

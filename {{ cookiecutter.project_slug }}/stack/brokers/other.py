@@ -123,7 +123,7 @@ def held(connection: Connection) -> dict[str, int]:
     return {}
 
 
-DEAD_LETTERS = None
+DEAD_LETTERS = ""
 
 
 def dead_letters(connection: Connection) -> int:

@@ -20,8 +20,8 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from stack.environment import env
 
-# Messages that no worker could take; dead_letters.py shows them.
-DEAD_LETTERS = Queue(
+# Messages that no worker could take.
+DEAD_QUEUE = Queue(
     "dead.letters",
     queue_arguments={
         "x-queue-type": "quorum",
@@ -65,7 +65,7 @@ class WorkQueue(Queue):
         self, nowait: bool = False, passive: bool = False, channel: StdChannel | None = None
     ) -> str | None:
         """Declare both."""
-        DEAD_LETTERS(channel or self.channel).queue_declare()
+        DEAD_QUEUE(channel or self.channel).queue_declare()
         return super().queue_declare(nowait, passive, channel)
 
 
@@ -86,7 +86,7 @@ def queue(name: str) -> Queue:
             "x-queue-type": "quorum",
             "x-delivery-limit": 5,
             "x-dead-letter-exchange": "",  # the default exchange: it routes by the queue's name
-            "x-dead-letter-routing-key": DEAD_LETTERS.name,
+            "x-dead-letter-routing-key": DEAD_QUEUE.name,
             # Kept here until it is safe there, which requires the second line.
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
@@ -239,20 +239,23 @@ def held(connection: Connection) -> dict[str, int]:
         queue["name"]: queue.get("messages", 0)
         for queue in queues
         # Those of the function `queue`, not Celery's own for delays and remote control.
-        if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_LETTERS.name
+        if queue["arguments"].get("x-dead-letter-routing-key") == DEAD_QUEUE.name
     }
+
+
+DEAD_LETTERS = "rabbitmq_dead_letters"
 
 
 def dead_letters(connection: Connection) -> int:
     """Return how many there are, or were a few seconds ago, with those that are being shown."""
     vhost = urllib.parse.quote(connection.virtual_host or "/", safe="")
     try:
-        _, found = ask(connection, f"queues/{vhost}/{DEAD_LETTERS.name}?columns=messages")
+        _, found = ask(connection, f"queues/{vhost}/{DEAD_QUEUE.name}?columns=messages")
         return found.get("messages", 0)
     except OperationalError:  # a service that is managed by others need not have this
         channel: Any = connection.default_channel
-        DEAD_LETTERS(channel).queue_declare()
-        return channel.queue_declare(DEAD_LETTERS.name, passive=True).message_count
+        DEAD_QUEUE(channel).queue_declare()
+        return channel.queue_declare(DEAD_QUEUE.name, passive=True).message_count
 
 
 def exists(channel: Any, queue: str) -> bool:

@@ -175,8 +175,10 @@ def oldest(channel: Any, queue: str) -> float | None:
     with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
         for step in channel.priority_steps:
             pipe.lindex(channel._q_for_pri(queue, step), -1)  # the end that workers take from
-        heads = [json.loads(head)["headers"] for head in pipe.execute() if head]
-    sent = [head["sent_at"] for head in heads if "sent_at" in head]
+        sent = []
+        for head in filter(None, pipe.execute()):
+            with suppress(ValueError, LookupError, TypeError):  # what is no message, or has no time
+                sent.append(json.loads(head)["headers"]["sent_at"])
     return max(0, time.time() - min(sent)) if sent else None
 
 
@@ -193,12 +195,13 @@ def held(connection: Connection) -> dict[str, int]:
     return found
 
 
-DEAD_LETTERS = None
+DEAD_LETTERS = "redis_dead_letters" if OWN_TRANSPORT else ""
 
 
 def dead_letters(connection: Connection) -> int:
-    """Return 0: there are none."""
-    return 0
+    """Return how many messages the stack's transport could not read, and has set aside."""
+    channel: Any = connection.default_channel
+    return channel.plain.llen(channel.dead_letters) if OWN_TRANSPORT else 0
 
 
 def exists(channel: Any, queue: str) -> bool:

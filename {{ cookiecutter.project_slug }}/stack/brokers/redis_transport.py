@@ -18,6 +18,7 @@ kombu's workers do not write the first, so theirs return after its own `visibili
 """
 
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -319,6 +320,11 @@ class Channel(redis.Channel):
         self.plain = Redis(connection_pool=self.pool)
 
     @property
+    def dead_letters(self) -> str:
+        """The list for what is no message."""
+        return self.global_keyprefix + DEAD_LETTERS
+
+    @property
     def owner(self) -> str:
         """Who holds what is taken here; the name of its connection to Redis, too."""
         node = (self.node_name or socket.gethostname()).replace(" ", "_")
@@ -500,11 +506,14 @@ class Channel(redis.Channel):
             self.taken.discard(tag)
 
     def _set_aside(self, queue: str, tag: str, raw: bytes, error: Exception) -> None:
-        """Keep what is no message in a list of its own."""
+        """Keep what is no message in a list of its own, which redis_dead_letters.py reads."""
         logger.error("In %s was no message (%r); it is kept in %s.", queue, error, DEAD_LETTERS)
+        body = raw.decode(errors="backslashreplace")
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        entry = {"queue": queue, "at": at, "error": repr(error), "body": body}
         with self.plain.pipeline() as pipe:
-            pipe.lpush(self.global_keyprefix + DEAD_LETTERS, raw)
-            pipe.ltrim(self.global_keyprefix + DEAD_LETTERS, 0, KEPT - 1)
+            pipe.lpush(self.dead_letters, json.dumps(entry))
+            pipe.ltrim(self.dead_letters, 0, KEPT - 1)
             for name, command in zip(self.keys(), (pipe.hdel, pipe.zrem, pipe.hdel), strict=True):
                 command(name, tag)
             pipe.execute()

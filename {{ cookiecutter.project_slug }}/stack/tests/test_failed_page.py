@@ -4,6 +4,7 @@ import html
 import logging
 import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -354,6 +355,37 @@ def test_without_dead_letters_there_are_none(admin_client: Client, capsys) -> No
     assert capsys.readouterr().out == "There are no dead letters.\n"
     text = change(admin_client, "drop", id="0123456789abcdef", dead="")
     assert "Nothing was done" in text
+
+
+@pytest.fixture
+def unreadable() -> Iterator[None]:
+    """Two dead letters of Redis."""
+    if brokers.current().DEAD_LETTERS != "redis_dead_letters":
+        pytest.skip("another broker")
+    with queues.connect() as connection:
+        channel: Any = connection.default_channel
+        for body in (b"no JSON", b"\xff"):
+            channel._set_aside("notes", "tag", body, ValueError("why"))
+        yield
+        channel.plain.delete(channel.dead_letters)
+
+
+def test_what_redis_has_set_aside_is_shown_and_dropped_but_not_sent(
+    unreadable: None, admin_client: Client, capsys
+) -> None:
+    text = shown(admin_client)
+    assert "no JSON (ValueError('why'))" in text
+    with queues.connect() as connection:
+        assert brokers.current().dead_letters(connection) == 2
+    assert "can be dropped, but not sent again" in text
+    call_command("failed", "--dead-letters", "--retry", "all")
+    assert capsys.readouterr().out.count("is not sent again: no worker can read it.") == 2
+    entries, count = failed.letters()
+    assert ([entry.queue for entry in entries], count) == (["notes", "notes"], 2)
+    call_command("failed", "--drop", entries[0].id)
+    assert failed.letters()[1] == 1
+    call_command("failed", "--dead-letters", "--drop", "all", "--yes")
+    assert failed.letters() == ([], 0)
 
 
 def test_a_dead_letter_is_an_entry() -> None:

@@ -305,8 +305,9 @@ def test_what_is_no_message_is_set_aside(broker: Any, connect) -> None:
     send(connect(), "a", 1)
     consumer = Consumer(connect(), "a")
     assert consumer.wait_for(1) == [1]
-    kept = [raw.decode() for raw in broker.lrange(DEAD_LETTERS, 0, -1)]
-    assert sorted(kept) == sorted(broken)
+    kept = [json.loads(entry) for entry in broker.lrange(DEAD_LETTERS, 0, -1)]
+    assert sorted(entry["body"] for entry in kept) == sorted(broken)
+    assert {entry["queue"] for entry in kept} == {"a"}
     assert broker.hlen("unacked") == 1
 
 

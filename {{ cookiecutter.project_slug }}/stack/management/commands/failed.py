@@ -14,8 +14,8 @@ from stack.management import table
 
 class Command(BaseCommand):
     help = (
-        "Show the last tasks that failed, the newest first, and what was to run after them, and with"
-        " RabbitMQ the dead letters; or send them again as they were, so that the rest of a chain then"
+        "Show the last tasks that failed, the newest first, and what was to run after them, and"
+        " the dead letters; or send them again as they were, so that the rest of a chain then"
         " runs, too; or drop them. Failed tasks are known for as long as results are kept,"
         " TASK_RESULT_EXPIRES."
     )
@@ -26,9 +26,7 @@ class Command(BaseCommand):
             "--limit", type=int, default=20, metavar="TASKS", help="how many to show (20)"
         )
         parser.add_argument("--task", metavar="NAME", help="only those of this task")
-        parser.add_argument(
-            "--dead-letters", action="store_true", help="only dead letters; with RabbitMQ"
-        )
+        parser.add_argument("--dead-letters", action="store_true", help="only dead letters")
         change = parser.add_mutually_exclusive_group()
         change.add_argument("--retry", metavar="ID", help='send this one again, or "all"')
         change.add_argument(

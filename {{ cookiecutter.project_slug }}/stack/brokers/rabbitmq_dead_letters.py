@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -23,25 +22,12 @@ from kombu.serialization import prepare_accept_content
 
 from stack.celery.results import hidden
 
-from . import rabbitmq
+from . import DeadLetter, rabbitmq
 
-NAME = rabbitmq.DEAD_LETTERS.name
+NAME = rabbitmq.DEAD_QUEUE.name
 LOCK = f"{NAME}.lock"  # a queue that belongs to a connection, and ends with it
 PATIENCE = 5  # seconds for one's turn, and for the broker to confirm a message
 BUSY = "Another process works on the dead letters. Try again in a moment."
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """What a dead letter says of its task, as far as it can be read."""
-
-    key: str  # of this message; a task may be there more than once
-    task_id: str
-    task: str
-    queue: str  # where it died
-    reason: str
-    at: datetime
-    meta: dict[str, Any]  # args and kwargs, or body, as in celery/results.py
 
 
 class Hand:
@@ -51,7 +37,7 @@ class Hand:
         """Declare the queue, and count what is there."""
         self.channel = channel
         self.held = 0
-        rabbitmq.DEAD_LETTERS(channel).queue_declare()
+        rabbitmq.DEAD_QUEUE(channel).queue_declare()
         self.count = self.waiting()
 
     def waiting(self) -> int:
