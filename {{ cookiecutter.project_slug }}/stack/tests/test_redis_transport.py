@@ -303,6 +303,7 @@ def test_what_is_no_message_is_set_aside(broker: Any, connect) -> None:
     broken = ["no JSON", "[]", '"\\ud800"']
     broker.lpush("a", *broken)
     send(connect(), "a", 1)
+    assert current_redis.oldest(connect().default_channel, "a") is None
     consumer = Consumer(connect(), "a")
     assert consumer.wait_for(1) == [1]
     kept = [json.loads(entry) for entry in broker.lrange(DEAD_LETTERS, 0, -1)]
