@@ -16,7 +16,8 @@ from pathlib import Path
 from subprocess import SubprocessError
 
 import requests
-from common import ROOT, Failed, begin_to_clean, main, report, table
+from common import ROOT, Failed, Parts, begin_to_clean, main, report
+from tables import Table
 
 sys.path.append(str(ROOT))
 from tests.systemd.machine import docker
@@ -164,7 +165,7 @@ def backups(vm: ProductionVm, size: int) -> list[tuple[str, str]]:
     ]
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Go the whole way on one VM; return the table."""
     with tempfile.TemporaryDirectory(prefix="dccbench-deploy") as folder:
         vm = ProductionVm(Path(folder))
@@ -184,7 +185,7 @@ def measure(quick: bool) -> str:
         finally:
             begin_to_clean()
             vm.remove()
-    return table((f"one VM, {CLIENTS} clients", "measured"), rows)
+    return [Table((f"one VM, {CLIENTS} clients", "measured"), rows)]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from common import Failed, Stack, add_bench, main, report, run, stack, table
+from common import Failed, Parts, Stack, add_bench, main, report, run, stack
+from tables import Table
 
 CONNECTIONS = 32
 PAGES = {
@@ -39,7 +40,7 @@ http { include /etc/nginx/mime.types; sendfile on; access_log off;
 """
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of what the proxy serves, each beside its reference."""
     with stack("web", add_bench) as project:
         report("building and starting")
@@ -60,7 +61,7 @@ def measure(quick: bool) -> str:
             rows.append(row(f"{name}, through the proxy", found[0], found[1]))
             rows.append(row(f"{name}, {reference[0]} alone", found[1], found[1]))
     head = ("what", "requests/s", "p50, ms", "p99, ms", "not 2xx", "socket errors", "ratio")
-    return table(head, rows)
+    return [Table(head, rows)]
 
 
 def row(name: str, found: dict[str, float], reference: dict[str, float]) -> tuple[object, ...]:

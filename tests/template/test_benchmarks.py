@@ -1,0 +1,57 @@
+"""What the benchmarks found: the tables in benchmarks/README.md are those of the data beside them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables import HERE, Result, Table, around, load
+
+README = (HERE / "README.md").read_text(encoding="utf-8")
+NAMES = sorted(path.stem for path in HERE.glob("results/*.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_shows_the_data(name: str) -> None:
+    assert around(README, name)[1] == load(name).markdown()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_are_as_they_would_be_saved(name: str) -> None:
+    assert (HERE / f"results/{name}.json").read_text(encoding="utf-8") == load(name).json()
+
+
+def test_every_table_has_data() -> None:
+    assert sorted(re.findall("<!-- results of (.+) -->", README)) == NAMES
+    _, results = README.split("\n## Results\n")
+    for name in NAMES:
+        shown = around(results, name)[1]
+        results = results.replace(shown, "")
+    assert "|" not in re.sub(r"`[^`]*`", "", results)
+
+
+def test_saving_replaces_what_was_shown_and_nothing_else(tmp_path: Path) -> None:
+    shutil.copy(HERE / "README.md", tmp_path)
+    (tmp_path / "results").mkdir()
+    found = Result(
+        "today", [Table(("what", "s"), [("a", 1.5), ("a longer name", "2 \\ 3 é")]), "So."]
+    )
+    found.save("web", tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    before, shown, after = around(text, "web")
+    assert (before, after) == around(README, "web")[::2]
+    assert shown == (
+        "today\n\n"
+        "| what          |       s |\n"
+        "| ------------- | ------: |\n"
+        "| a             |     1.5 |\n"
+        "| a longer name | 2 \\ 3 é |\n\n"
+        "So."
+    )
+    assert load("web", tmp_path).markdown() == shown
+
+
+def test_a_result_without_a_place_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"README.md has no lines '<!-- results of none -->'"):
+        around(README, "none")
