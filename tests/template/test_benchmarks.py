@@ -1,5 +1,6 @@
 """What the benchmarks found: the tables in benchmarks/README.md are those of the data beside them."""
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from benchmarks.tables import HERE, Result, Table, around, load
 
+CHARTS = sorted(HERE.glob("results/*.svg"))
 README = (HERE / "README.md").read_text(encoding="utf-8")
+FRONT = (HERE.parent / "README.md").read_text(encoding="utf-8")
 NAMES = sorted(path.stem for path in HERE.glob("results/*.json"))
 
 
@@ -55,3 +58,17 @@ def test_saving_replaces_what_was_shown_and_nothing_else(tmp_path: Path) -> None
 def test_a_result_without_a_place_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"README.md has no lines '<!-- results of none -->'"):
         around(README, "none")
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
+def test_a_chart_is_drawn_from_the_data(chart: Path) -> None:
+    text = chart.read_text(encoding="utf-8")
+    sources, digest = re.search("<!-- of ([a-z -]+), ([0-9a-f]{64}) -->", text).groups()
+    data = b"".join((HERE / f"results/{name}.json").read_bytes() for name in sources.split())
+    drawn = hashlib.sha256(data).hexdigest() == digest
+    assert drawn, f"{chart.name} is of other data: run benchmarks/charts.py"
+
+
+def test_every_chart_is_shown() -> None:
+    shown = re.findall(r"!\[[^]]+]\((?:benchmarks/)?results/(\S+)\.svg\)", README + FRONT)
+    assert sorted(shown) == [chart.stem for chart in CHARTS]
