@@ -346,6 +346,49 @@ def redeploy() -> Figure:
     return figure
 
 
+def scale(name: str, title: str, columns: dict[int, str]) -> Figure:
+    """Draw some columns of how cost grows, each on a scale of its own."""
+    table = only_table(name)
+    figure, panels = sheet(title, len(table.rows) * 1.4 + 1, len(columns), sharey=True)
+    for axes, (column, what) in zip(panels, columns.items(), strict=True):
+        found = [Bar(row[0], number(row[column]), row[column]) for row in table.rows]
+        bars(axes, found, "", 1.4)
+        axes.set_title(what, loc="left")
+        axes.set_xticks([])
+    panels[0].set_ylabel(table.head[0])
+    return figure
+
+
+def scale_queues() -> Figure:
+    """Draw what more queues cost."""
+    columns = {
+        1: "idle memory, MiB",
+        2: "up until healthy, s",
+        3: "idle CPU, s/min",
+        4: "ops/roll, s",
+    }
+    return scale("scale-queues", "What more queues, with a worker each, cost", columns)
+
+
+def scale_replicas() -> Figure:
+    """Draw what replicas of a worker bring."""
+    columns = {1: "tasks/s that do nothing", 2: "tasks/s that wait 50 ms"}
+    return scale("scale-replicas", "What replicas of one worker bring on this machine", columns)
+
+
+def scale_waiting() -> Figure:
+    """Draw what waiting tasks cost."""
+    columns = {1: "sending, tasks/s", 2: "draining, tasks/s", 4: "/status/, ms", 6: "broker, MiB"}
+    columns |= {7: "its restart, s"}
+    return scale("scale-waiting", "What waiting tasks cost", columns)
+
+
+def scale_failed() -> Figure:
+    """Draw what failed tasks cost."""
+    columns = {1: "failed, s", 2: "/status/failed/, ms", 4: "broker, MiB", 5: "its restart, s"}
+    return scale("scale-failed", "What failed tasks cost", columns)
+
+
 CHARTS: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     "footprint": (footprint, ["footprint"]),
     "web": (web, ["web", "web-peer"]),
@@ -356,6 +399,10 @@ CHARTS: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     "faults": (faults, ["faults"]),
     "kills": (kills, ["kills"]),
     "attacks": (attacks, ["attacks"]),
+    "scale-queues": (scale_queues, ["scale-queues"]),
+    "scale-replicas": (scale_replicas, ["scale-replicas"]),
+    "scale-waiting": (scale_waiting, ["scale-waiting"]),
+    "scale-failed": (scale_failed, ["scale-failed"]),
     "flood": (flood, ["isolation"]),
     "redeploy": (redeploy, ["replacing"]),
 }
@@ -380,9 +427,11 @@ def svg(figure: Figure, sources: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Draw all of them."""
+    """Draw all that have data."""
     pyplot.rcParams.update(STYLE)
     for name, (draw, sources) in CHARTS.items():
+        if not all((HERE / f"results/{source}.json").exists() for source in sources):
+            continue
         figure = draw()
         path = HERE / "results" / f"{name}.svg"
         path.write_text(svg(figure, sources), "utf-8")

@@ -39,12 +39,14 @@ class Stack:
     def __init__(self, slug: str, folder: Path) -> None:
         """Take the rendered `folder`; `slug` is its compose project and its image."""
         self.slug, self.folder = slug, folder
+        self.env: dict[str, str] | None = None  # of its commands; None is that of this process
         self.engine = docker.from_env(timeout=60)
         self.images: set[str] = set()  # ids that lost their name to a newer build
 
     def compose(self, *words: str, timeout: float = 180) -> str:
         """Run docker compose and return what it prints; `timeout` in seconds, else Failed."""
-        return run("docker", "compose", *words, cwd=self.folder, timeout=timeout)
+        command = ("docker", "compose", *words)
+        return run(*command, cwd=self.folder, timeout=timeout, env=self.env)
 
     def build(self, *options: str) -> float:
         """Build both images and return the seconds it took; Failed when the build fails."""
@@ -53,10 +55,10 @@ class Stack:
         self.compose("build", "--quiet", *options, timeout=300)
         return time.monotonic() - started
 
-    def up(self) -> float:
+    def up(self, *options: str, timeout: float = 120) -> float:
         """Start every service and return the seconds until all are healthy; else Failed."""
         started = time.monotonic()
-        self.compose("up", "--detach", "--wait", "--no-build", timeout=120)
+        self.compose("up", "--detach", "--wait", "--no-build", *options, timeout=timeout)
         return time.monotonic() - started
 
     def python(self, module: str, *words: object, timeout: float = 180) -> dict:
@@ -109,9 +111,11 @@ class Stack:
 
 
 @contextlib.contextmanager
-def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) -> Iterator[Stack]:
+def stack(
+    purpose: str, change: Callable[[Path], None] = lambda folder: None, *answers: str
+) -> Iterator[Stack]:
     """
-    Render the template with its default answers for production without TLS, on a free port.
+    Render the template for production without TLS, on a free port; with its default answers or others.
 
     `purpose` becomes part of the names. `change` edits the rendered folder before anything is
     built. Whatever happens inside, a signal included, nothing of the stack is left afterwards.
@@ -119,8 +123,8 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
     slug = f"dccbench-{purpose}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix=slug) as parent:
         report(f"rendering {slug}")
-        answers = ("--no-input", "--default-config", "--output-dir", parent)
-        run(sys.executable, "-m", "cookiecutter", *answers, str(ROOT), f"project_slug={slug}")
+        words = ("--no-input", "--default-config", "--output-dir", parent, str(ROOT))
+        run(sys.executable, "-m", "cookiecutter", *words, f"project_slug={slug}", *answers)
         folder = Path(parent, slug)
         with (folder / ".env").open("a") as env:
             env.write("COMPOSE_FILE=compose.yaml:compose.production.yaml\nHTTPS=false\n")

@@ -174,7 +174,9 @@ def used_by_others(project: Stack) -> float:
     return busy
 
 
-def visit(address: str, over: threading.Event) -> list[tuple[float, float | None]]:
+def visit(
+    address: str, over: threading.Event, port: int = 8080, page: str = PAGE
+) -> list[tuple[float, float | None]]:
     """
     Ask for a page PAGES times a second, however slowly the answers come, until `over` is set.
 
@@ -182,9 +184,9 @@ def visit(address: str, over: threading.Event) -> list[tuple[float, float | None
     """
 
     def ask(due: float) -> tuple[float, float | None]:
-        connection = http.client.HTTPConnection(address, 8080, timeout=30)
+        connection = http.client.HTTPConnection(address, port, timeout=30)
         try:
-            connection.request("GET", PAGE, headers={"Host": "localhost"})
+            connection.request("GET", page, headers={"Host": "localhost"})
             answer = connection.getresponse()
             answer.read()
             return due, time.time() - due if answer.status == 200 else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- results of {} -->\n", "\n<!-- end of {} -->"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Result:
         return f'{{\n "heading": {dumps(self.heading)},\n "parts": [\n  {parts}\n ]\n}}\n'
 
     def save(self, name: str, folder: Path = HERE) -> None:
-        """Write results/`name`.json, and the same between the markers of that name in README.md."""
+        """Write results/`name`.json, and the same in README.md: where it was, or at the end."""
         readme = folder / "README.md"
-        before, _, after = around(readme.read_text("utf-8"), name)
+        text = readme.read_text("utf-8")
+        if BEGIN.format(name) not in text:
+            text += f"\n### {name}\n\n{BEGIN.format(name)}{END.format(name)}\n"
+        before, _, after = around(text, name)
         (folder / "results" / f"{name}.json").write_text(self.json(), "utf-8")
         readme.write_text(f"{before}{self.markdown()}{after}", "utf-8")
 
@@ -76,10 +80,8 @@ def load(name: str, folder: Path = HERE) -> Result:
 
 
 def around(text: str, name: str) -> tuple[str, str, str]:
-    """Split a text at the markers of a name; raises ValueError where it has none."""
-    begin, end = f"<!-- results of {name} -->\n", f"\n<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
-    shown, ended, after = rest.partition(end)
-    if not (found and ended):
-        raise ValueError(f"README.md has no lines '{begin.strip()}' and '{end.strip()}': add them")
+    """Split a text at the markers of a name, before and after what they enclose."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = text.partition(begin)
+    shown, _, after = rest.partition(end)
     return before + begin, shown, end + after

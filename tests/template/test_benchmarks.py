@@ -55,9 +55,13 @@ def test_saving_replaces_what_was_shown_and_nothing_else(tmp_path: Path) -> None
     assert load("web", tmp_path).markdown() == shown
 
 
-def test_a_result_without_a_place_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"README.md has no lines '<!-- results of none -->'"):
-        around(README, "none")
+def test_the_first_result_of_a_benchmark_is_at_the_end(tmp_path: Path) -> None:
+    shutil.copy(HERE / "README.md", tmp_path)
+    (tmp_path / "results").mkdir()
+    Result("today", ["So."]).save("new", tmp_path)
+    Result("later", ["So."]).save("new", tmp_path)
+    end = "\n### new\n\n<!-- results of new -->\nlater\n\nSo.\n<!-- end of new -->\n"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README + end
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.stem)
