@@ -123,7 +123,7 @@ def bars(
     named = [(place, bar.name) for place, bar in zip(places, found, strict=True) if bar.name]
     axes.set_yticks([place for place, _ in named], [name for _, name in named])
     axes.set_ylim(places[-1] + 0.7, places[0] - 0.7)
-    axes.set_xlim(least or None, max(bar.value for bar in found) * room)
+    axes.set_xlim(least, (max(bar.value for bar in found) or 1) * room)
     axes.tick_params(length=0)
     axes.grid(axis="x")
     axes.set_xlabel(unit, loc="left")
@@ -389,6 +389,27 @@ def scale_failed() -> Figure:
     return scale("scale-failed", "What failed tasks cost", columns)
 
 
+def peer() -> Figure:
+    """Draw what a flood and a redeploy do here and to a peer."""
+    table = only_table("peer")
+    rows = {row[0]: row[1:] for row in table.rows}
+    panels = {
+        "short task beside a flood, p99, ms": "short task, flood, ms",
+        "page beside a flood, p99, ms": "page, flood, ms",
+        "requests meanwhile, failed": "failed requests",
+        "tasks meanwhile, lost": "lost tasks",
+    }
+    title = "A flood, and a redeploy under load"
+    figure, both = sheet(title, 4, len(panels), sharey=True)
+    for axes, (row, what) in zip(both, panels.items(), strict=True):
+        cells = [cell.partition(" (")[0].split(", ")[-1] for cell in rows[row]]
+        sides = zip(table.head[1:], cells, (OURS, OTHER), strict=True)
+        bars(axes, [Bar(name, number(cell), cell, colour) for name, cell, colour in sides], "", 1.5)
+        axes.set_title(what, loc="left")
+        axes.set_xticks([])
+    return figure
+
+
 CHARTS: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     "footprint": (footprint, ["footprint"]),
     "web": (web, ["web", "web-peer"]),
@@ -403,6 +424,7 @@ CHARTS: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     "scale-replicas": (scale_replicas, ["scale-replicas"]),
     "scale-waiting": (scale_waiting, ["scale-waiting"]),
     "scale-failed": (scale_failed, ["scale-failed"]),
+    "peer": (peer, ["peer"]),
     "flood": (flood, ["isolation"]),
     "redeploy": (redeploy, ["replacing"]),
 }

@@ -14,7 +14,7 @@ from celery import current_app
 from stack.celery.results import FAILED, KEPT
 
 from . import tasks
-from .broker import NOTES, SHIPPED, redis
+from .broker import SHIPPED, redis
 
 QUEUE = "default"
 PART = 1000  # keys or messages in a pipeline
@@ -61,7 +61,7 @@ def rate(seconds: int) -> dict[str, float]:
 
 
 def failures(count: int) -> dict[str, object]:
-    """Let `count` tasks have failed: one that did, and copies of what is stored about it."""
+    """Let `count` more tasks have failed: one that did, and copies of what is stored about it."""
     backend = current_app.backend
     result = tasks.fail.apply_async(queue=QUEUE)
     result.get(timeout=60, propagate=False)
@@ -79,18 +79,9 @@ def failures(count: int) -> dict[str, object]:
 
 
 def clear() -> dict[str, object]:
-    """Drop all that waits, and all results."""
-    with redis(SHIPPED) as broker, redis(NOTES) as notes:
-        broker.unlink(QUEUE)
-        for database in (broker, notes):
-            names = []
-            for key in database.scan_iter("celery-task-meta-*", count=PART):
-                names.append(key)
-                if len(names) == PART:
-                    database.unlink(*names)
-                    names = []
-            database.unlink(*names, FAILED)
-    return {}
+    """Drop all that waits."""
+    with redis(SHIPPED) as broker:
+        return {"dropped": broker.unlink(QUEUE)}
 
 
 def memory() -> dict[str, int]:
