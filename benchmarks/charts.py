@@ -81,9 +81,9 @@ def plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def only_table(name: str, index: int = 0) -> Table:
-    """Return a table of a result, its first unless told."""
-    return [part for part in load(name).parts if isinstance(part, Table)][index]
+def table_of(name: str) -> Table:
+    """Return the first table of a result."""
+    return next(part for part in load(name).parts if isinstance(part, Table))
 
 
 def sheet(
@@ -149,7 +149,7 @@ def logarithmic(axes: Axes, begin: float, end: float, ticks: dict[float, str]) -
 
 def footprint() -> Figure:
     """Draw what has an aim, as a share of it."""
-    rows = [row for row in only_table("footprint").rows if row[2]]
+    rows = [row for row in table_of("footprint").rows if row[2]]
     found = [
         Bar(plain(name), 100 * number(value) / number(aim), f"{value}, limit {aim[2:]}")
         for name, value, aim, _ in rows
@@ -165,16 +165,18 @@ def footprint() -> Figure:
 
 def web() -> Figure:
     """Draw the rate of each kind of page as a share of what serves it alone, and a peer's."""
-    rows = only_table("web").rows
-    peer = {row[0]: row[1] for row in only_table("web-peer").rows}
-    found = []
-    for ours, alone in zip(rows[::2], rows[1::2], strict=True):
-        what, _, name = alone[0].partition(", ")
-        share = number(ours[1]) / number(alone[1])
-        text = f"{share:.2f}: {ours[1]} of {alone[1]} requests/s of {name}"
+    peer = {row[0]: row[1] for row in table_of("web-peer").rows}
+    found, ours = [], ""
+    for row in table_of("web").rows:
+        what, _, side = row[0].partition(", ")
+        if side == "through the proxy":
+            ours = row[1]
+            continue
+        share = number(ours) / number(row[1])
+        text = f"{share:.2f}: {ours} of {row[1]} requests/s of {side}"
         found.append(Bar(what, share, text))
         if what in peer:
-            share = number(peer[what]) / number(alone[1])
+            share = number(peer[what]) / number(row[1])
             text = f"{share:.2f}: {peer[what]} requests/s of a large template"
             found.append(Bar("", share, text, OTHER))
     title = "Requests per second through the proxy, relative to the server behind it alone"
@@ -188,7 +190,7 @@ def web() -> Figure:
 
 def tasks() -> Figure:
     """Draw one worker as shipped beside one with Celery's defaults."""
-    rows = only_table("tasks").rows
+    rows = table_of("tasks").rows
     title = "One worker as shipped, and with Celery's defaults"
     figure, both = sheet(title, 4.5, 2)
     for axes, unit, wanted in (
@@ -209,7 +211,7 @@ def metrics() -> Figure:
     """Draw the share of /metrics in a page and in a task."""
     found = [
         Bar(row[0], number(row[3]), f"{row[3]} %: {row[2]} of {row[1]} µs")
-        for row in only_table("metrics").rows
+        for row in table_of("metrics").rows
     ]
     figure, (axes,) = sheet("What /metrics adds to a page and to a task", len(found))
     bars(axes, found, "% of its CPU time", 1.5)
@@ -218,7 +220,7 @@ def metrics() -> Figure:
 
 def isolation() -> Figure:
     """Draw what a flood does to the p99 of short tasks and pages, in each case."""
-    rows = [row for row in only_table("isolation").rows if row[3] and row[0] != "idle"]
+    rows = [row for row in table_of("isolation").rows if row[3] and row[0] != "idle"]
     title = "A flood in one queue: the slowest percent of the others, relative to idle"
     figure, (axes,) = sheet(title, len(rows) + 1)
     for place, row in enumerate(rows):
@@ -234,26 +236,29 @@ def isolation() -> Figure:
     logarithmic(axes, 0.9, 6e5, {1: "1", 2: "2", 10: "10", 100: "100", 1000: "1000"})
     axes.tick_params(length=0)
     axes.grid(axis="x")
-    line_at(axes, 2, "limit")
+    aim = re.search(r"at most ([\d.]+) times", str(load("isolation").parts[1]))[1]
+    line_at(axes, float(aim), "limit")
     axes.set_xlabel("p99 relative to idle, logarithmic; ● short task, ■ page", loc="left")
     return figure
 
 
 def deploy() -> Figure:
     """Draw the seconds of each step in the life of a VM."""
-    found, limits = [], {}
-    for name, value, *aim in only_table("deploy").rows:
-        if value.split(" ", 2)[1] == "s" and "," not in value:
-            limit = "".join(aim)
-            limits[len(found)] = number(limit) if limit else None
+    found, limits = [], []
+    for name, value, limit in table_of("deploy").rows:
+        if re.fullmatch(r"[\d.]+ s( \(.*\))?", value):
+            limits.append(number(limit) if limit else None)
             text = f"{number(value):.1f} s" + (f", limit {limit[2:]}" if limit else "")
             found.append(Bar(name, number(value), text))
-    rows = {row[0]: row[1] for row in only_table("deploy").rows}
+    rows = {row[0]: row[1] for row in table_of("deploy").rows}
     asked, failed = rows["requests meanwhile, failed"].split(", ")
-    title = f"One VM: {failed} of {asked} requests failed during three deploys"
+    title = f"Deploys to one VM: {failed} of {asked} requests failed"
+    if "tasks meanwhile, lost" in rows:
+        sent, lost = rows["tasks meanwhile, lost"].split(", ")
+        title += f", {lost} of {sent} tasks were lost"
     figure, (axes,) = sheet(title, len(found) * 1.3)
     bars(axes, found, "seconds", 1.3)
-    for place, limit in zip(axes.get_yticks(), limits.values(), strict=True):
+    for place, limit in zip(axes.get_yticks(), limits, strict=True):
         if limit:
             axes.plot([limit] * 2, [place - 0.55, place + 0.55], color=LIMIT, linewidth=2)
     return figure
@@ -261,7 +266,7 @@ def deploy() -> Figure:
 
 def faults() -> Figure:
     """Draw the share of accepted tasks that a fault lost, with the template's settings and Celery's."""
-    rows = only_table("faults").rows
+    rows = table_of("faults").rows
     lossy = [name for name in dict.fromkeys(row[0] for row in rows)
              if any(row[0] == name and row[4] != "0" for row in rows)]  # fmt: skip
     title = (
@@ -271,15 +276,16 @@ def faults() -> Figure:
     for axes, broker in zip(both, ("redis", "rabbitmq"), strict=True):
         found = []
         for name in lossy:
+            label = name
             for settings, colour, words in (
                 ("template", OURS, "as shipped"),
                 ("defaults", OTHER, "with Celery's defaults"),
             ):
-                (row,) = (row for row in rows if row[:3] == [name, broker, settings])
-                accepted = number(row[3].split(", ")[0])
-                share = 100 * number(row[4]) / accepted
-                label = name if colour == OURS else ""
-                found.append(Bar(label, share, f"{row[4]} {words}", colour))
+                for row in rows:
+                    if row[:3] == [name, broker, settings]:
+                        share = 100 * number(row[4]) / number(row[3])
+                        found.append(Bar(label, share, f"{row[4]} {words}", colour))
+                        label = ""
         bars(axes, found, "% of the accepted tasks lost", 1.5)
         axes.set_xlim(0, 48)
         axes.set_title({"redis": "Redis", "rabbitmq": "RabbitMQ"}[broker], loc="left")
@@ -288,11 +294,17 @@ def faults() -> Figure:
 
 def kills() -> Figure:
     """Draw what was done twice after SIGKILLs."""
-    table = only_table("kills")
+    table = table_of("kills")
+    doubled = table.head.index("doubled")
     found = [
-        Bar(row[0], number(row[1]), f"{row[1]}, {row[2]} {table.head[2]}") for row in table.rows
+        Bar(
+            row[0],
+            number(row[doubled]),
+            f"{row[doubled]}, of these {row[doubled + 1]} had returned",
+        )
+        for row in table.rows
     ]
-    figure, (axes,) = sheet(f"Done twice after 100 SIGKILLs, of {table.head[0]}", len(found))
+    figure, (axes,) = sheet("Tasks done twice after SIGKILLs of the worker", len(found))
     bars(axes, found, "tasks done twice", 1.6)
     return figure
 
@@ -301,10 +313,10 @@ def attacks() -> Figure:
     """Draw how long others wait for a page during each attack."""
     found = [
         Bar(row[0], number(row[4]), f"{row[4]} ms", MUTED if row[0] == "none" else OURS)
-        for row in only_table("attacks").rows
+        for row in table_of("attacks").rows
     ]
     title = "Pages of others during an attack from one address: none failed"
-    if any(number(row[2].split(", ")[0]) for row in only_table("attacks").rows):
+    if any(number(row[2].split(", ")[0]) for row in table_of("attacks").rows):
         title = "Pages of others during an attack from one address"
     figure, (axes,) = sheet(title, len(found) * 1.3)
     bars(axes, found, "p99 of a page, ms", least=1)
@@ -314,7 +326,7 @@ def attacks() -> Figure:
 
 def flood() -> Figure:
     """Draw, for a newcomer, what a flood does to a short task and to a page."""
-    rows = {row[0]: row for row in only_table("isolation").rows}
+    rows = {row[0]: row for row in table_of("isolation").rows}
     cases = {
         "nothing else to do": (rows["idle"], MUTED),
         "a queue and a worker each (this template)": (rows["flood, as shipped"], OURS),
@@ -322,10 +334,12 @@ def flood() -> Figure:
     }
     found = []
     for what, column in (("a short task", 2), ("a page", 5)):
-        for number_, (name, (row, colour)) in enumerate(cases.items()):
+        label = what
+        for name, (row, colour) in cases.items():
             value = number(row[column])
             text = f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.0f} s"
-            found.append(Bar(what if number_ == 0 else "", value, f"{text}: {name}", colour))
+            found.append(Bar(label, value, f"{text}: {name}", colour))
+            label = ""
     ours, shared = (bar.text.partition(":")[0] for bar in found[1:3])
     title = f"A short task beside 2,000 others: {ours} with a queue of its own, {shared} without"
     figure, (axes,) = sheet(title, len(found) + 1)
@@ -337,7 +351,7 @@ def flood() -> Figure:
 
 def redeploy() -> Figure:
     """Draw, for a newcomer, how many requests fail while the web instances are replaced."""
-    rows = only_table("replacing").rows
+    rows = table_of("replacing").rows
     found = [Bar(plain(name), number(count), count, OTHER) for name, count in rows]
     found[-1].colour = OURS
     title = "Requests that failed while ten clients asked for pages and the web was replaced"
@@ -348,7 +362,7 @@ def redeploy() -> Figure:
 
 def scale(name: str, title: str, columns: dict[int, str]) -> Figure:
     """Draw some columns of how cost grows, each on a scale of its own."""
-    table = only_table(name)
+    table = table_of(name)
     figure, panels = sheet(title, len(table.rows) * 1.4 + 1, len(columns), sharey=True)
     for axes, (column, what) in zip(panels, columns.items(), strict=True):
         found = [Bar(row[0], number(row[column]), row[column]) for row in table.rows]
@@ -391,7 +405,7 @@ def scale_failed() -> Figure:
 
 def peer() -> Figure:
     """Draw what a flood and a redeploy do here and to a peer."""
-    table = only_table("peer")
+    table = table_of("peer")
     rows = {row[0]: row[1:] for row in table.rows}
     panels = {
         "short task beside a flood, p99, ms": "short task, flood, ms",

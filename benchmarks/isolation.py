@@ -101,6 +101,7 @@ def measure(quick: bool) -> Parts:
     failed = sum(one.failed for one in found.values())
     return [
         Table((*head, "flood, tasks/s", "of alone", "others, cores", "aim met"), rows),
+        f"Aim: both p99 at most {AIM:g} times the idle ones, the flood at {FLOOR:g} of its speed or more. "
         f"{seconds} s a case, the first three {rounds} time(s) in turns. "
         f"Short tasks that took too long to be counted: {missing}. Pages that were no 200: {failed}. "
         f"No answer (?) where others used more than {QUIET} cores.",
