@@ -3,16 +3,28 @@
 import hashlib
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.tables import HERE, Result, Table, around, load
 
+BENCHMARKS = sorted(
+    set(HERE.glob("*.py")) - {HERE / f"{n}.py" for n in ("charts", "common", "tables")}
+)
 CHARTS = sorted(HERE.glob("results/*.svg"))
 README = (HERE / "README.md").read_text(encoding="utf-8")
 FRONT = (HERE.parent / "README.md").read_text(encoding="utf-8")
 NAMES = sorted(path.stem for path in HERE.glob("results/*.json"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_explains_itself_and_is_in_the_readme(path: Path) -> None:
+    helped = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+    assert "--save" in helped.stdout, helped.stderr
+    assert f".venv/bin/python benchmarks/{path.name} " in README
 
 
 @pytest.mark.parametrize("name", NAMES)
