@@ -241,10 +241,12 @@ def flood(side: Side, count: int, quick: bool) -> tuple[str, str]:
             over.set()
     if count and len(side.noted("burned")) >= count:
         raise Failed(f"{side.name}: the flood was over before the measurement; send more tasks")
+    side.wait_for("burned", count)  # first: in one queue for all the short tasks are behind them
     notified = side.wait_for("notified", sent["sent"])
     if notified < sent["sent"]:
         report(f"{side.name}: {sent['sent'] - notified} short tasks were not done")
-    side.wait_for("burned", count)
+    if notified < 2:
+        raise Failed(f"{side.name}: no short task was done; name every worker with --worker")
     pages = [took for due, took in visits.result() if sent["begin"] <= due < sent["end"]]
     failed = sum(took is None for took in pages)
     times = [1000 * took for took in pages if took is not None]
