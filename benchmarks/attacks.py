@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 
-from common import Stack, add_bench, main, report, stack, table, working_set
+from common import Parts, Stack, add_bench, main, report, stack, working_set
+from tables import Table
 
 MIB = 2**20
 # A client with an address of its own: 20 pages per second, each by a new connection.
@@ -79,7 +80,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of all attacks."""
     seconds = 5 if quick else 60
     with stack("attacks", change) as project:
@@ -88,7 +89,7 @@ def measure(quick: bool) -> str:
         project.up()
         rows = [row(project, attack, seconds) for attack in ATTACKS]
     head = ("attack", "answers to it", "pages that failed, of", "p50, ms", "p99, ms")
-    return table((*head, "proxy, MiB", "a web instance, MiB", "killed"), rows)
+    return [Table((*head, "proxy, MiB", "a web instance, MiB", "killed"), rows)]
 
 
 def row(project: Stack, attack: Attack, seconds: int) -> tuple[object, ...]:

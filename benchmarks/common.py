@@ -1,4 +1,4 @@
-"""What the benchmarks share: a rendered stack that leaves nothing behind, and tables."""
+"""What the benchmarks share: a rendered stack that leaves nothing behind, options and results."""
 
 import argparse
 import contextlib
@@ -15,14 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import docker
 from docker.errors import APIError, DockerException, NotFound
+from tables import Result, Table
 
 ROOT = Path(__file__).resolve().parent.parent
+Parts = list[Table | str]
+Found = Parts | Iterable[tuple[str, Parts]]
 LONGEST = 540  # seconds that a benchmark may take before it gives up
 
 
@@ -36,12 +39,14 @@ class Stack:
     def __init__(self, slug: str, folder: Path) -> None:
         """Take the rendered `folder`; `slug` is its compose project and its image."""
         self.slug, self.folder = slug, folder
+        self.env: dict[str, str] | None = None  # of its commands; None is that of this process
         self.engine = docker.from_env(timeout=60)
         self.images: set[str] = set()  # ids that lost their name to a newer build
 
     def compose(self, *words: str, timeout: float = 180) -> str:
         """Run docker compose and return what it prints; `timeout` in seconds, else Failed."""
-        return run("docker", "compose", *words, cwd=self.folder, timeout=timeout)
+        command = ("docker", "compose", *words)
+        return run(*command, cwd=self.folder, timeout=timeout, env=self.env)
 
     def build(self, *options: str) -> float:
         """Build both images and return the seconds it took; Failed when the build fails."""
@@ -50,10 +55,10 @@ class Stack:
         self.compose("build", "--quiet", *options, timeout=300)
         return time.monotonic() - started
 
-    def up(self) -> float:
+    def up(self, *options: str, timeout: float = 120) -> float:
         """Start every service and return the seconds until all are healthy; else Failed."""
         started = time.monotonic()
-        self.compose("up", "--detach", "--wait", "--no-build", timeout=120)
+        self.compose("up", "--detach", "--wait", "--no-build", *options, timeout=timeout)
         return time.monotonic() - started
 
     def python(self, module: str, *words: object, timeout: float = 180) -> dict:
@@ -106,9 +111,11 @@ class Stack:
 
 
 @contextlib.contextmanager
-def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) -> Iterator[Stack]:
+def stack(
+    purpose: str, change: Callable[[Path], None] = lambda folder: None, *answers: str
+) -> Iterator[Stack]:
     """
-    Render the template with its default answers for production without TLS, on a free port.
+    Render the template for production without TLS, on a free port; with its default answers or others.
 
     `purpose` becomes part of the names. `change` edits the rendered folder before anything is
     built. Whatever happens inside, a signal included, nothing of the stack is left afterwards.
@@ -116,8 +123,8 @@ def stack(purpose: str, change: Callable[[Path], None] = lambda folder: None) ->
     slug = f"dccbench-{purpose}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix=slug) as parent:
         report(f"rendering {slug}")
-        answers = ("--no-input", "--default-config", "--output-dir", parent)
-        run(sys.executable, "-m", "cookiecutter", *answers, str(ROOT), f"project_slug={slug}")
+        words = ("--no-input", "--default-config", "--output-dir", parent, str(ROOT))
+        run(sys.executable, "-m", "cookiecutter", *words, f"project_slug={slug}", *answers)
         folder = Path(parent, slug)
         with (folder / ".env").open("a") as env:
             env.write("COMPOSE_FILE=compose.yaml:compose.production.yaml\nHTTPS=false\n")
@@ -220,45 +227,57 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lay out a table in Markdown; every column but the first is aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        " | ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-    rule = " | ".join("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths))
-    return "\n".join(f"| {line} |" for line in (lines[0], rule, *lines[1:]))
-
-
-def main(description: str, measure: Callable[[bool], str], longest: int = LONGEST) -> None:
+def main(
+    description: str,
+    measure: Callable[..., Found],
+    longest: int = LONGEST,
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
     """
-    Read the options, measure, print the heading and the tables that `measure` returns.
+    Read the options, measure, print the heading and what `measure` returns; with --save store it.
 
-    `measure` takes whether to be quick, and at most `longest` seconds. Ends the process with 1 and a
-    sentence on failure.
+    `measure` takes whether to be quick, and what `options` adds, by name, and at most `longest`
+    seconds. What it returns is saved under the benchmark's name; one that yields gives a name with each
+    result. Ends the process with 1 and a sentence on failure.
     """
+    name = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
         "--quick", action="store_true", help="short runs, to try the benchmark itself"
     )
-    options = parser.parse_args()
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, lambda *_: signal.raise_signal(signal.SIGINT))
+    add_save(either)
+    options(parser)
+    chosen = vars(parser.parse_args())
+    save = chosen.pop("save", False)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(longest)
     try:
         first = heading()
-        tables = measure(options.quick)
+        found = measure(**chosen)
+        for each, parts in [(name, found)] if isinstance(found, list) else found:
+            finish(each, Result(first, parts), save)
     except (Failed, DockerException) as failure:
-        sys.exit(f"{Path(sys.argv[0]).name}: {failure}")
+        sys.exit(f"{name}: {failure}")
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"{first}\n\n{tables}")
+
+
+def add_save(parser: argparse.ArgumentParser) -> None:
+    """Add the option that stores what was measured."""
+    parser.add_argument(
+        "--save", action="store_true", help="also store the results here, in results/ and README.md"
+    )
+
+
+def finish(name: str, result: Result, save: bool) -> None:
+    """Print a result, and store it under that name if asked."""
+    print(f"{result.markdown()}\n", flush=True)
+    if save:
+        result.save(name)
+        report(f"saved as {name}; the charts are drawn by benchmarks/charts.py")
 
 
 def too_long(*_: object) -> None:

@@ -23,8 +23,9 @@ from itertools import pairwise, product
 from pathlib import Path
 from subprocess import SubprocessError
 
-from common import ROOT, heading, report, table
+from common import ROOT, Parts, add_save, finish, heading, report
 from docker.errors import DockerException
+from tables import Result, Table
 
 sys.path.append(str(ROOT))
 from tests.faults import faults
@@ -305,8 +306,8 @@ def running(broker: str, settings: str) -> Iterator[Ledger]:
             stack.remove()
 
 
-def tables(rows: list[dict]) -> str:
-    """Lay out the rows, the last one of each cell, in the order of the lists above."""
+def tables(rows: list[dict]) -> Parts:
+    """Return the tables of the rows, the last one of each cell, in the order of the lists above."""
     found = {(row["fault"], row["broker"], row["settings"]): row for row in rows}
     lines, beats = [], []
     for cell in product([*FAULTS, "beat"], BROKERS, [*SETTINGS, KOMBU]):
@@ -323,9 +324,12 @@ def tables(rows: list[dict]) -> str:
         for row in rows
         if row["fault"] == "kills"
     ]
-    both = [table(("killed", "broker", "settings", *KILLS.values()), kills)] if kills else []
-    both += [table(("fault", "broker", "settings", *HEAD), lines)] if lines else []
-    return "\n\n".join(both + ([table(("beat", *BEAT.values()), beats)] if beats else []))
+    both = [
+        Table(("killed", "broker", "settings", *KILLS.values()), kills),
+        Table(("fault", "broker", "settings", *HEAD), lines),
+        Table(("beat", *BEAT.values()), beats),
+    ]
+    return [each for each in both if each.rows]
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -365,6 +369,7 @@ def main() -> None:
     services = {"choices": [WORKER, "broker"], "default": WORKER}
     parser.add_argument("--of", help="the service that --kills means", **services)
     parser.add_argument("--file", type=Path, help="add the rows to FILE, and print all that it has")
+    add_save(parser)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     first, rows = heading(), []
@@ -379,7 +384,8 @@ def main() -> None:
         sys.exit(130)
     if options.file:
         rows = [json.loads(line) for line in options.file.read_text().splitlines()]
-    print(f"{first}\n\n{tables(rows)}")
+    name = "kills" if options.kills else "faults"
+    finish(name, Result(first, tables(rows)), options.save)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import Stack, main, report, stack, table, working_set
+from common import Parts, Stack, main, report, stack, working_set
+from tables import Table
 
 MIB = 2**20
 AIMS = {
@@ -19,7 +20,7 @@ AIMS = {
 }
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of aims and the table of services."""
     settle, window = (5, 20) if quick else (60, 120)  # seconds
     with stack("footprint", own_pip_cache) as project:
@@ -50,14 +51,11 @@ def measure(quick: bool) -> str:
         (name, f"{memory[name]:.0f}", f"{cpu[name]:.2f}")
         for name in sorted(memory, key=memory.__getitem__, reverse=True)
     ]
-    return "\n\n".join(
-        (
-            table(
-                ("figure", "measured", "aim", "met"), [judged(*item) for item in measured.items()]
-            ),
-            table(("service, idle", "memory, MiB", "CPU, s/min"), services),
-        )
-    )
+    figures = [judged(*item) for item in measured.items()]
+    return [
+        Table(("figure", "measured", "aim", "met"), figures),
+        Table(("service, idle", "memory, MiB", "CPU, s/min"), services),
+    ]
 
 
 def judged(name: str, value: float | str) -> tuple[str, str, str, str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
-from common import Failed, Stack, add_bench, main, report, stack, table
+from common import Failed, Parts, Stack, add_bench, main, report, stack
+from tables import Table
 
 PAGE = "/bench/row"
 PAGES = 20  # a second
@@ -78,7 +79,7 @@ SHARED = Case(
 )
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of all cases, with their ratios to the idle stack and to the flood alone."""
     # A p99 of fewer pages or tasks says little.
     tasks, seconds, rounds = (300, 4, 1) if quick else (2000, 45, 3)
@@ -98,12 +99,13 @@ def measure(quick: bool) -> str:
     head = ("", "notify p50, ms", "p99, ms", "of idle", "page p50, ms", "p99, ms", "of idle")
     missing = sum(one.missing for one in found.values())
     failed = sum(one.failed for one in found.values())
-    return (
-        table((*head, "flood, tasks/s", "of alone", "others, cores", "aim met"), rows)
-        + f"\n\n{seconds} s a case, the first three {rounds} time(s) in turns. "
+    return [
+        Table((*head, "flood, tasks/s", "of alone", "others, cores", "aim met"), rows),
+        f"Aim: both p99 at most {AIM:g} times the idle ones, the flood at {FLOOR:g} of its speed or more. "
+        f"{seconds} s a case, the first three {rounds} time(s) in turns. "
         f"Short tasks that took too long to be counted: {missing}. Pages that were no 200: {failed}. "
-        f"No answer (?) where others used more than {QUIET} cores."
-    )
+        f"No answer (?) where others used more than {QUIET} cores.",
+    ]
 
 
 def prepare(folder: Path) -> None:
@@ -173,7 +175,9 @@ def used_by_others(project: Stack) -> float:
     return busy
 
 
-def visit(address: str, over: threading.Event) -> list[tuple[float, float | None]]:
+def visit(
+    address: str, over: threading.Event, port: int = 8080, page: str = PAGE
+) -> list[tuple[float, float | None]]:
     """
     Ask for a page PAGES times a second, however slowly the answers come, until `over` is set.
 
@@ -181,9 +185,9 @@ def visit(address: str, over: threading.Event) -> list[tuple[float, float | None
     """
 
     def ask(due: float) -> tuple[float, float | None]:
-        connection = http.client.HTTPConnection(address, 8080, timeout=30)
+        connection = http.client.HTTPConnection(address, port, timeout=30)
         try:
-            connection.request("GET", PAGE, headers={"Host": "localhost"})
+            connection.request("GET", page, headers={"Host": "localhost"})
             answer = connection.getresponse()
             answer.read()
             return due, time.time() - due if answer.status == 200 else None

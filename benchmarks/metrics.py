@@ -1,10 +1,11 @@
 """What /metrics adds to a request and to a task, beside what these cost."""
 
-from common import add_bench, main, report, stack, table
+from common import Parts, add_bench, main, report, stack
+from tables import Table
 from tasks import drain
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of both, measured in one run."""
     count, tasks = (2000, 500) if quick else (50_000, 5000)
     with stack("metrics", add_bench) as project:
@@ -23,7 +24,7 @@ def measure(quick: bool) -> str:
         row("a page that does nothing", found["page"], found["counted_page"]),
         row("a task that does nothing", seconds / tasks * 1e6, added),
     ]
-    return table(("what", "µs", "of it for /metrics, µs", "%"), rows)
+    return [Table(("what", "µs", "of it for /metrics, µs", "%"), rows)]
 
 
 def row(what: str, whole: float, added: float) -> tuple[str, ...]:

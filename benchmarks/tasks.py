@@ -3,12 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median, quantiles
 
-from common import Stack, add_bench, main, report, stack, table
+from common import Parts, Stack, add_bench, main, report, stack
+from tables import Table
 
 SIDES = {"shipped": "as shipped", "defaults": "Celery's defaults"}
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of both sides, measured in turns, with their ratio."""
     tasks, sends, rounds = (1000, 20, 1) if quick else (10_000, 200, 3)
     with stack("tasks", add_bench) as project:
@@ -48,10 +49,10 @@ def measure(quick: bool) -> str:
         row("start delay on an idle queue, ms, p99", 1, each(p99, delays)),
     ]
     counts = ", ".join(f"{len(delays[side])} of {rounds * sends}" for side in SIDES)
-    return (
-        table(("one worker", *SIDES.values(), "ratio"), rows)
-        + f"\n\n{rounds} round(s) in turns. Single tasks that started: {counts}."
-    )
+    return [
+        Table(("one worker", *SIDES.values(), "ratio"), rows),
+        f"{rounds} round(s) in turns. Single tasks that started: {counts}.",
+    ]
 
 
 def each(function, values: dict[str, list[float]]) -> dict[str, float]:

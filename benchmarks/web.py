@@ -6,7 +6,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from common import Failed, Stack, add_bench, main, report, run, stack, table
+from common import Failed, Parts, Stack, add_bench, main, report, run, stack
+from tables import Table
 
 CONNECTIONS = 32
 PAGES = {
@@ -39,7 +40,7 @@ http { include /etc/nginx/mime.types; sendfile on; access_log off;
 """
 
 
-def measure(quick: bool) -> str:
+def measure(quick: bool) -> Parts:
     """Return the table of what the proxy serves, each beside its reference."""
     with stack("web", add_bench) as project:
         report("building and starting")
@@ -56,11 +57,11 @@ def measure(quick: bool) -> str:
             found = []
             for side, addresses, port in (("proxy", proxy, 8080), reference):
                 report(f"{name}, {side}")
-                found.append(load(project, wrk, addresses, port, path, quick))
+                found.append(load(project.folder.parent, wrk, addresses, port, path, quick))
             rows.append(row(f"{name}, through the proxy", found[0], found[1]))
             rows.append(row(f"{name}, {reference[0]} alone", found[1], found[1]))
     head = ("what", "requests/s", "p50, ms", "p99, ms", "not 2xx", "socket errors", "ratio")
-    return table(head, rows)
+    return [Table(head, rows)]
 
 
 def row(name: str, found: dict[str, float], reference: dict[str, float]) -> tuple[object, ...]:
@@ -71,12 +72,12 @@ def row(name: str, found: dict[str, float], reference: dict[str, float]) -> tupl
 
 
 def load(
-    project: Stack, wrk: list[str], addresses: list[str], port: int, path: str, quick: bool
+    folder: Path, wrk: list[str], addresses: list[str], port: int, path: str, quick: bool
 ) -> dict[str, float]:
-    """Warm up, then load; give requests, seconds, p50 and p99 in ms, and errors of both kinds."""
+    """Warm up, then load, with a script in `folder`, which `find_wrk` knows; give requests, seconds, p50 and p99 in ms, and errors of both kinds."""
     for address in addresses:
         expect_200(f"http://{address}:{port}{path}")
-    script = project.folder.parent / "load.lua"
+    script = folder / "load.lua"
     quoted = ", ".join(f'"{address}"' for address in addresses)
     script.write_text(LUA.format(addresses=quoted, port=port))
     out = ""

@@ -19,6 +19,16 @@ def note_delay(sent: float) -> None:
         notes.rpush("delays", delay)
 
 
+def wait(seconds: float) -> None:
+    """Wait, as tasks do that talk to others."""
+    time.sleep(seconds)
+
+
+def fail() -> None:
+    """Fail."""
+    raise ValueError("as it was told")
+
+
 def burn(seconds: float) -> None:
     """Use a CPU for this long, however long that takes, and note the time of its end."""
     end = time.thread_time() + seconds

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sys
+from pathlib import Path
 
 from . import ROOT, VENV, StepFailed, output, python_tool, report, run, step
 from .packages import can_install, install
@@ -54,3 +55,18 @@ def ensure_python_tools() -> None:
             env={"UV_SYSTEM_CERTS": "true", "VIRTUAL_ENV": str(VENV)},
         )
     stamp.write_text(wanted, "utf-8")
+
+
+def add_python_tools(requirements: Path) -> None:
+    """Install into .venv/ what else a file pins, until the tools there change.
+
+    Raises:
+        StepFailed: without a package index.
+    """
+    report(f"Python tools of {requirements.relative_to(ROOT)}:")
+    run(
+        *(python_tool("uv"), "--no-config", "pip", "install", "--require-hashes"),
+        *("--requirement", requirements),
+        way_out="let this machine reach a Python package index, then run script/bootstrap again",
+        env={"UV_SYSTEM_CERTS": "true", "VIRTUAL_ENV": str(VENV)},
+    )
