@@ -489,7 +489,12 @@ def test_the_dashboard_is_deleted_as_its_readme_says(laptop: Stack) -> None:
         path.write_text("\n".join(kept) + "\n")
     wait_for("a page less", lambda: laptop.get("/status/").status_code == 404)
     assert laptop.get("/").status_code == 200
-    check = "./manage.py check && ruff check . && mypy --no-incremental . && pytest stack tests/test_home.py"
+    # Tests of the broker and of servers, a third of the time, never reach a page.
+    others = [
+        f"--ignore=stack/tests/test_{name}.py" for name in ("redis_transport", "servers", "task")
+    ]
+    tests = f"pytest {' '.join(others)} stack tests/test_home.py"
+    check = f"./manage.py check && ruff check . && mypy --no-incremental . && {tests}"
     printed = laptop.shell(f"docker compose run --rm web sh -c '{check}'")
     assert re.search(r"\d+ passed", printed)
 
