@@ -10,13 +10,13 @@ from tables import Table
 
 MIB = 2**20
 AIMS = {
-    "app image, added by the project": (120, "MB"),
+    "app image, added by the project": (95, "MB"),
     "proxy image, added by the project": (5, "MB"),
-    "cold build": (30, "s"),
-    "rebuild after a change of source": (4, "s"),
-    "`up` on empty volumes until all are healthy": (20, "s"),
-    "idle memory, sum": (750, "MiB"),
-    "idle CPU, sum": (1.5, "s/min"),
+    "cold build": (9, "s"),
+    "rebuild after a change of source": (1, "s"),
+    "`up` on empty volumes until all are healthy": (6, "s"),
+    "idle memory, sum": (560, "MiB"),
+    "idle CPU, sum": (0.6, "s/min"),
 }
 
 

@@ -1,5 +1,6 @@
 """Rate at which one worker drains a queue of no-op tasks, and delay of a task on an idle queue."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median, quantiles
 
@@ -22,7 +23,7 @@ def measure(quick: bool) -> Parts:
         }
         for worker in workers.values():
             worker.stop(timeout=30)
-        drained, filled, delays, turns = ({side: [] for side in SIDES} for _ in range(4))
+        drained, filled, delays, turns, starts = ({side: [] for side in SIDES} for _ in range(5))
         for number in range(rounds):
             for side, worker in workers.items():
                 report(f"round {number + 1} of {rounds}, {SIDES[side]}: {tasks} tasks")
@@ -30,6 +31,7 @@ def measure(quick: bool) -> Parts:
                 found = drain(project, side, worker, tasks)
                 drained[side].append(tasks / found["seconds"])
                 turns[side].append(found["turns"] / tasks)
+                starts[side].append(found["start"])
                 report(f"round {number + 1} of {rounds}, {SIDES[side]}: {sends} single tasks")
                 found = project.python("bench.measure", "delay", side, sends)["delays"]
                 delays[side] += [1000 * seconds for seconds in found]
@@ -45,6 +47,7 @@ def measure(quick: bool) -> Parts:
         row("fastest round, tasks/s", 0, each(max, drained)),
         row("disk writes of Redis per task, at most", 2, each(median, turns)),
         row("sending, tasks/s, median", 0, each(median, filled)),
+        row("start of the container until it takes a task, s, median", 2, each(median, starts)),
         row("start delay on an idle queue, ms, p50", 1, each(median, delays)),
         row("start delay on an idle queue, ms, p99", 1, each(p99, delays)),
     ]
@@ -81,8 +84,11 @@ def drain(project: Stack, side: str, worker, tasks: int) -> dict:
     """Start a stopped worker on its full queue; give what is measured from the first task taken on."""
     # Not in a "with": when something fails, the end of the container ends the thread.
     watching = ThreadPoolExecutor(1).submit(project.python, "bench.measure", "drain", side, tasks)
+    time.sleep(2)  # until it watches
+    started = time.time()
     worker.start()
-    return watching.result()
+    found = watching.result()
+    return found | {"start": found["first"] - started}
 
 
 if __name__ == "__main__":

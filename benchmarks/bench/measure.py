@@ -24,17 +24,19 @@ def fill(tasks, broker, queue: str, count: int) -> dict[str, float]:
 
 def drain(tasks, broker, queue: str, count: int) -> dict[str, float]:
     """
-    Wait until `count` waiting tasks are done; give the seconds since the first was taken.
+    Wait until `count` waiting tasks are done; give when the first was taken, and the seconds since then.
 
     And the turns of Redis's event loop: with "appendfsync always" each waits for the disk at most once.
     """
     while broker.llen(queue) >= count:
         time.sleep(0.005)
-    started, turns = time.perf_counter(), broker.info("stats")["eventloop_cycles"]
+    first, started = time.time(), time.perf_counter()
+    turns = broker.info("stats")["eventloop_cycles"]
     while broker.llen(queue) or broker.hlen("unacked"):
         time.sleep(0.02)
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "turns": broker.info("stats")["eventloop_cycles"] - turns}
+    turns = broker.info("stats")["eventloop_cycles"] - turns
+    return {"first": first, "seconds": seconds, "turns": turns}
 
 
 def delay(tasks, broker, queue: str, count: int) -> dict[str, list[float]]:
