@@ -1,18 +1,15 @@
 """Several VMs, of which the first one deploys, serves and has the data."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from tests.stack.stack import wait_for
-from tests.vm.load import Load, docker
+from tests.systemd.machine import docker
 from tests.vm.vm import ProductionVm
 
 FILES = "compose.yaml:compose.production.yaml:compose.swarm.yaml"
-# Every running task with its health, once a second, on each VM.
-WATCH = """while :; do date +%s
-    docker ps --format '{{.Label "com.docker.compose.service"}} {{.Names}} {{.Status}}'; sleep 1
-done"""
 
 
 class Node(ProductionVm):
@@ -44,7 +41,6 @@ class Swarm(ProductionVm):
     def __init__(self, folder: Path) -> None:
         """Render a project; nothing is started yet."""
         super().__init__(folder)
-        # What the machine's kernel lacks, and how a task that is redelivered comes back soon.
         self.others = [Node(self, "2"), Node(self, "3")]
 
     @property
@@ -104,6 +100,19 @@ class Swarm(ProductionVm):
             return all(len(found.get(name, [])) == count for name, count in wanted.items())
 
         wait_for(f"{wanted}", there, seconds)
+
+    def python(self, code: str) -> str:
+        """Run `code` in Django's shell in a container of its own; web may run elsewhere."""
+        run = "docker compose run --rm --no-deps --no-TTY web ./manage.py"
+        return self.here(f"{run} shell --no-imports --command {shlex.quote(code)}").strip()
+
+    def version(self) -> str:
+        """Return the tag that all of the project's services have."""
+        printed = self.run("docker", "service", "ls", "--format=json")
+        images = [json.loads(row)["Image"] for row in printed.splitlines()]
+        tags = {image.split(":")[1] for image in images if image.startswith(f"{self.stack.slug}:")}
+        assert len(tags) == 1, printed
+        return tags.pop()
 
     def count(self, what: str, key: str) -> list[int]:
         """Select `what` of the ledger's tasks whose keys begin with `key`."""

@@ -34,6 +34,7 @@ broker-rabbitmq.yaml
 broker-redis.yaml
 compose.override.yaml
 compose.production.yaml
+compose.swarm.yaml
 compose.yaml
 config/__init__.py
 config/asgi.py
@@ -51,6 +52,7 @@ docs/monitoring.md
 docs/production.md
 docs/runbook.md
 docs/security.md
+docs/swarm.md
 docs/upgrade.md
 gunicorn.conf.py
 logging.yaml
@@ -79,11 +81,13 @@ notifications/models.py
 notifications/tasks.py
 ops/alarm
 ops/backup
+ops/cluster.py
 ops/common.py
 ops/deploy
 ops/install
 ops/logs
 ops/make-env
+ops/nodes.py
 ops/release
 ops/restore
 ops/revive
@@ -91,6 +95,7 @@ ops/roll
 ops/rollback
 ops/rotate
 ops/status
+ops/swarm
 ops/systemd/alarm@.service
 ops/systemd/alarm@.timer
 ops/systemd/backup@.service

@@ -67,6 +67,7 @@ LEFT_OUT = {
     "x-lock",
 }
 CONVERTED = {"mem_limit", "pids_limit", "ports", "shm_size", "tmpfs"}
+OPEN_NETWORK = ("encrypted", "false")
 OPEN = 2 * "{"  # begins a template of swarm, in environment variables
 PLACEHOLDER = re.compile(OPEN + r"(?!\.(?:Service|Node|Task)\.\w+" + 2 * "}" + ")")
 
@@ -109,8 +110,8 @@ def stack(model: dict, only: Iterable[str] | None = None) -> dict:
     networks = {
         name: {"external": True, "name": model["networks"][name]["name"]} for name in sorted(used)
     }
-    found = {"version": "3.13", "services": services, "networks": networks}
-    return found | {"volumes": volumes} | ({"configs": configs} if configs else {})
+    found = {"services": services, "networks": networks, "volumes": volumes, "configs": configs}
+    return {key: value for key, value in found.items() if value}
 
 
 def of_service(project: str, name: str, service: dict, job: bool) -> dict:
@@ -238,6 +239,9 @@ def prepare(folder: Path) -> None:
             f"The label data=true is for the one VM with the data, to which you deploy; it has {names}."
         )
     model = common.model(folder)
+    database = f"{model['name']}_db"
+    if "db" in data_services(model) and not output("docker", "volume", "inspect", database):
+        raise Failed("There is no database to move to a swarm yet: deploy to this VM alone first.")
     edges = [node for node in there if node["labels"].get("edge") == "true"]
     https = model["services"]["proxy"]["environment"].get("HTTPS")
     if https == "acme" and len(edges) > 1:
@@ -251,6 +255,7 @@ def prepare(folder: Path) -> None:
                 f"No VM that is ready has the label {' and '.join(wanted(service))}, which {name} "
                 "needs: ops/swarm label."
             )
+    run("docker", "stack", "config", "--compose-file=-", input=json.dumps(stack(model)))
     make_networks(model)
 
 
@@ -272,7 +277,9 @@ def make_networks(model: dict) -> None:
     for key, network in model.get("networks", {}).items():
         if output("docker", "network", "inspect", network["name"]):
             continue
-        options = [f"--opt={name}={value}" for name, value in network["driver_opts"].items()]
+        given = network.get("driver_opts", {}).items()
+        # With this option, whatever its value, the network is encrypted.
+        options = [f"--opt={name}={value}" for name, value in given if (name, value) != OPEN_NETWORK]
         options += ["--internal"] if network.get("internal") else []
         labels = {"network": key, "project": model["name"]}
         options += [f"--label=com.docker.compose.{name}={value}" for name, value in labels.items()]
@@ -311,7 +318,7 @@ def counts() -> dict[str, tuple[int, int, int, str]]:
 def deploy(folder: Path, only: Iterable[str] | None, wait: int, **environment: str) -> None:
     """Deploy some services of the version in a folder, or all; wait. Failed when swarm rolls one back."""
     made = stack(common.model(folder), only)
-    if not made["services"]:
+    if "services" not in made:
         return
     for service in made["services"].values():
         service["environment"] |= environment
@@ -333,6 +340,7 @@ def deploy(folder: Path, only: Iterable[str] | None, wait: int, **environment: s
 def converge(names: Iterable[str], changed: set[str], wait: int) -> None:
     """Wait until all tasks of services run, and show which do not. Failed after `wait` seconds without any progress."""
     said, end = "", time.monotonic() + wait
+    failed_before = {name: failed_tasks(name).keys() for name in names}
     while True:
         found, there = services(), counts()
         waiting = []
@@ -350,6 +358,10 @@ def converge(names: Iterable[str], changed: set[str], wait: int) -> None:
         if now != said:
             report(f"waiting for {now}")
             said, end = now, time.monotonic() + wait
+        for name in [each.split()[0] for each in waiting]:
+            # What is new has no version to which swarm would roll it back.
+            if name not in changed and not is_job(found[name]) and len(failed_tasks(name).keys() - failed_before[name]) >= 3:
+                raise Failed(f"{name} does not become healthy.{last_error(name)}")
         if time.monotonic() > end:
             name = waiting[0].split()[0]
             raise Failed(f"Not healthy within {wait} s: {now}.{last_error(name)}")
@@ -368,9 +380,17 @@ def last_error(name: str) -> str:
         ["docker", "service", "logs", "--tail=30", "--raw", full], capture_output=True, text=True
     )
     report(log.stdout + log.stderr)
-    rows = output("docker", "service", "ps", "--no-trunc", "--format=json", full).splitlines()
-    errors = [error for row in rows if (error := json.loads(row)["Error"])]
+    errors = list(filter(None, failed_tasks(name).values()))
     return f" {errors[0]}." if errors else ""
+
+
+def failed_tasks(name: str) -> dict[str, str]:
+    """Return the errors of a service's tasks that ended by themselves, the latest first, as far as swarm knows."""
+    full = f"{common.project()}_{name}"
+    rows = output("docker", "service", "ps", "--no-trunc", "--format=json", full).splitlines()
+    found = [json.loads(row) for row in rows]
+    ended = ("Complete", "Failed", "Rejected")
+    return {row["ID"]: row["Error"].strip('"') for row in found if row["CurrentState"].startswith(ended)}
 
 
 def own(folder: Path) -> list[str]:
