@@ -9,6 +9,8 @@ from tests.stack.stack import wait_for
 from tests.systemd.machine import docker
 from tests.vm.vm import ProductionVm
 
+TASKS = 60
+RUN = "docker compose run --rm --no-deps --no-TTY web ./manage.py"
 FILES = "compose.yaml:compose.production.yaml:compose.swarm.yaml"
 
 
@@ -101,10 +103,45 @@ class Swarm(ProductionVm):
 
         wait_for(f"{wanted}", there, seconds)
 
+    def leave_data(self) -> int:
+        """Store a file, and send tasks that are still waiting when the site moves; return how many."""
+        self.here("docker compose exec -T web-a sh -c 'printf kept > /srv/media/kept.txt'")
+        self.send("work", "moved", TASKS, 0.3)
+        return TASKS
+
+    def make(self) -> str:
+        """Make a swarm of all VMs; return what is printed."""
+        self.made = self.swarm("init", self.host)
+        for vm in self.others:
+            self.made += self.swarm("join", vm.host, "--label=crawl")
+        return self.made
+
+    def move(self, files: str = FILES) -> str:
+        """Let the swarm have the site, or this VM alone; return what is printed."""
+        values = {
+            "COMPOSE_FILE": files,
+            "WEB_NODES": "any",
+            "WORKER_DEFAULT_NODES": "any",
+            "WORKER_CRAWL_NODES": "crawl",
+            "WORKER_CRAWL_REPLICAS": 2,
+        }
+        live = self.here("grep ' live$' versions/history | tail -n 1").split()[1]
+        return self.deploy(
+            f"--tag={live}", *(f"--set={name}={value}" for name, value in values.items())
+        )
+
+    def send(self, task: str, key: str, count: int, *arguments: object) -> None:
+        """Send tasks of the ledger."""
+        words = shlex.join([task, key, str(count), json.dumps(arguments)])
+        self.here(f"{RUN} send {words}")
+
+    def all_done(self, key: str, count: int) -> bool:
+        """Return whether all tasks of the ledger with a key have done their work."""
+        return self.count("count(*), count(*) FILTER (WHERE done > 0)", key) == [count, count]
+
     def python(self, code: str) -> str:
         """Run `code` in Django's shell in a container of its own; web may run elsewhere."""
-        run = "docker compose run --rm --no-deps --no-TTY web ./manage.py"
-        return self.here(f"{run} shell --no-imports --command {shlex.quote(code)}").strip()
+        return self.here(f"{RUN} shell --no-imports --command {shlex.quote(code)}").strip()
 
     def version(self) -> str:
         """Return the tag that all of the project's services have."""

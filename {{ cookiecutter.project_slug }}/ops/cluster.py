@@ -64,8 +64,8 @@ LEFT_OUT = {
     "restart",
     "scale",
     "security_opt",
-    "x-lock",
 }
+LOCKED = {"beat", "broker", "cache", "db"}  # two of one would destroy data, or send tasks twice
 CONVERTED = {"mem_limit", "pids_limit", "ports", "shm_size", "tmpfs"}
 OPEN_NETWORK = ("encrypted", "false")
 OPEN = 2 * "{"  # begins a template of swarm, in environment variables
@@ -103,7 +103,7 @@ def stack(model: dict, only: Iterable[str] | None = None) -> dict:
                 if mount["type"] == "volume":
                     volumes[mount["source"]] = model["volumes"][mount["source"]]
         taken["volumes"] += file_systems(service)
-        if service.get("x-lock"):
+        if name in LOCKED:
             lock(taken)
         services[name] = taken
     used = {network for service in services.values() for network in service.get("networks", {})}
@@ -230,7 +230,9 @@ def prepare(folder: Path) -> None:
     """Create missing networks. Failed when the nodes cannot run the version in a folder."""
     info = json.loads(run("docker", "info", "--format=json"))
     if not info["Swarm"].get("ControlAvailable"):
-        raise Failed("This VM manages no swarm, which COMPOSE_FILE in .env asks for: ops/swarm init.")
+        raise Failed(
+            "This VM manages no swarm, which COMPOSE_FILE in .env asks for: ops/swarm init."
+        )
     there = nodes()
     data = [node for node in there if node["labels"].get("data") == "true"]
     if [node["here"] for node in data] != [True]:
@@ -267,7 +269,11 @@ def needs(folder: Path) -> list[dict]:
     for node in nodes():
         if node["ready"] and node["active"] and not node["here"]:
             labels = node["labels"]
-            images = {each["image"] for each in services if all(labels.get(name) == "true" for name in wanted(each))}
+            images = {
+                each["image"]
+                for each in services
+                if all(labels.get(name) == "true" for name in wanted(each))
+            }
             found.append({"name": node["name"], "ssh": labels.get("ssh"), "images": sorted(images)})
     return found
 
@@ -279,7 +285,9 @@ def make_networks(model: dict) -> None:
             continue
         given = network.get("driver_opts", {}).items()
         # With this option, whatever its value, the network is encrypted.
-        options = [f"--opt={name}={value}" for name, value in given if (name, value) != OPEN_NETWORK]
+        options = [
+            f"--opt={name}={value}" for name, value in given if (name, value) != OPEN_NETWORK
+        ]
         options += ["--internal"] if network.get("internal") else []
         labels = {"network": key, "project": model["name"]}
         options += [f"--label=com.docker.compose.{name}={value}" for name, value in labels.items()]
@@ -360,7 +368,8 @@ def converge(names: Iterable[str], changed: set[str], wait: int) -> None:
             said, end = now, time.monotonic() + wait
         for name in [each.split()[0] for each in waiting]:
             # What is new has no version to which swarm would roll it back.
-            if name not in changed and not is_job(found[name]) and len(failed_tasks(name).keys() - failed_before[name]) >= 3:
+            failed = failed_tasks(name).keys() - failed_before[name]
+            if name not in changed and not is_job(found[name]) and len(failed) >= 3:
                 raise Failed(f"{name} does not become healthy.{last_error(name)}")
         if time.monotonic() > end:
             name = waiting[0].split()[0]
@@ -390,17 +399,16 @@ def failed_tasks(name: str) -> dict[str, str]:
     rows = output("docker", "service", "ps", "--no-trunc", "--format=json", full).splitlines()
     found = [json.loads(row) for row in rows]
     ended = ("Complete", "Failed", "Rejected")
-    return {row["ID"]: row["Error"].strip('"') for row in found if row["CurrentState"].startswith(ended)}
+    errors = {row["ID"]: row["Error"].strip('"') for row in found}
+    return {row["ID"]: errors[row["ID"]] for row in found if row["CurrentState"].startswith(ended)}
 
 
 def own(folder: Path) -> list[str]:
     """Return the services of the project's image that stay up, sorted."""
     model = common.model(folder)
-    return sorted(
-        name
-        for name, service in stack(model)["services"].items()
-        if service["image"].partition(":")[0] == model["name"] and "job" not in str(service["deploy"].get("mode"))
-    )
+    found = stack(model)["services"].items()
+    own_image = [name for name, each in found if each["image"].split(":")[0] == model["name"]]
+    return sorted(set(own_image) - {"publish"})
 
 
 def start_data_services(folder: Path) -> None:
@@ -465,9 +473,7 @@ def compose_containers() -> list[str]:
     label = f"--filter=label=com.docker.compose.project={common.project()}"
     ids = run("docker", "ps", "--quiet", label, f"--filter=label={common.ONE_OFF}=False").split()
     return [
-        found["Id"]
-        for found in common.inspect(ids)
-        if SERVICE_ID not in found["Config"]["Labels"]
+        found["Id"] for found in common.inspect(ids) if SERVICE_ID not in found["Config"]["Labels"]
     ]
 
 
@@ -538,7 +544,9 @@ def logs(names: list[str], options: list[str]) -> None:
     """Show the logs of some services, or of all, of all nodes, until each ends or the person ends it."""
     there = services()
     if unknown := sorted(set(names) - there.keys()):
-        raise Failed(f"No such service: {', '.join(unknown)}. There are {', '.join(sorted(there))}.")
+        raise Failed(
+            f"No such service: {', '.join(unknown)}. There are {', '.join(sorted(there))}."
+        )
     command = ["docker", "service", "logs", *options]
     processes = [
         subprocess.Popen([*command, f"{common.project()}_{name}"])
