@@ -11,7 +11,9 @@ import yaml
 
 # What other answers than the given ones would have left, by the answer.
 UNCHOSEN = {
-    "example": {"false": r"[Tt]he example|sample.site|\bposts\b|notifications|CRAWL_|feedparser"},
+    "example": {
+        "false": r"[Tt]he example|sample.site|\bposts\b|notifications|(?<!WORKER_)CRAWL_|feedparser"
+    },
     "queues": {
         "crawl": r"(?i)notify",
         "none": r"(?i)crawl|notify",
