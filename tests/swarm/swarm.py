@@ -121,7 +121,7 @@ class Swarm(ProductionVm):
         values = {
             "COMPOSE_FILE": files,
             "WEB_NODES": "any",
-            "WORKER_DEFAULT_NODES": "any",
+            "WORKER_DEFAULT_NODES": "crawl",
             "WORKER_CRAWL_NODES": "crawl",
             "WORKER_CRAWL_REPLICAS": 2,
         }

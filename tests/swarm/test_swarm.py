@@ -136,7 +136,9 @@ def test_the_commands_of_ops_work_on_the_vm_with_the_data(swarm: Swarm) -> None:
 @pytest.mark.long
 def test_a_version_that_does_not_start_is_rolled_back(swarm: Swarm) -> None:
     before = swarm.version()
-    bad = swarm.image("bad", 'RUN echo "raise SystemExit(3)" > /app/stack/__main__.py')
+    bad = swarm.image(
+        "bad", 'USER 0\nRUN echo "raise SystemExit(3)" > /app/stack/__main__.py\nUSER 10001'
+    )
     with Visitors(swarm) as visitors:
         printed = swarm.deploy(bad, "--wait=200", code=1)
     assert visitors.failures == []
@@ -151,12 +153,26 @@ def test_a_node_that_is_drained_or_lost_loses_no_task(swarm: Swarm) -> None:
     assert "--availability=drain" in printed
     assert "vm2" not in {name for names in swarm.where().values() for name in names}
     swarm.swarm("activate", "vm2")
-    swarm.send("work", "lost", 40, 1)
-    swarm.others[1].run("true")
     wait_for("all tasks", lambda: swarm.all_done("drained", 6))
-    # The power of one that works fails.
-    swarm.others[0].cut_power()
+    swarm.send("work", "lost", 40, 1)
+    (name,) = swarm.where()["worker-default"]
+    swarm.others[int(name[-1]) - 2].cut_power()
     wait_for("all tasks", lambda: swarm.all_done("lost", 40), seconds=180)
+    swarm.wait_for(worker_default=1, worker_crawl=2, web_a=1, web_b=1)
+
+
+@pytest.mark.long
+def test_a_node_leaves_and_joins_again(swarm: Swarm) -> None:
+    printed = swarm.swarm("remove", "vm3")
+    assert "docker swarm leave" in printed
+    assert "docker node rm" in printed
+    assert "vm3" not in swarm.run("docker", "node", "ls")
+    assert swarm.where()["worker-crawl"] == ["vm2", "vm2"]
+    assert "without which nothing runs" in swarm.swarm("drain", "vm1", code=1)
+    swarm.swarm("join", swarm.others[1].host)
+    swarm.swarm("label", "vm3", "crawl")
+    assert "docker" not in swarm.swarm("label", "vm3", "crawl")
+    assert "--label-rm=crawl" in swarm.swarm("label", "vm3", "crawl", "--remove")
 
 
 @pytest.mark.long

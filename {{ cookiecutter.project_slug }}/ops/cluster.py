@@ -65,7 +65,8 @@ LEFT_OUT = {
     "scale",
     "security_opt",
 }
-LOCKED = {"beat", "broker", "cache", "db"}  # two of one would destroy data, or send tasks twice
+SERVERS = {"broker", "cache", "db"}
+LOCKED = SERVERS | {"beat"}  # two of one would destroy data, or send tasks twice
 CONVERTED = {"mem_limit", "pids_limit", "ports", "shm_size", "tmpfs"}
 OPEN_NETWORK = ("encrypted", "false")
 OPEN = 2 * "{"  # begins a template of swarm, in environment variables
@@ -422,7 +423,7 @@ def start_data_services(folder: Path) -> None:
 
 def data_services(model: dict) -> set[str]:
     """Return those of database, broker and cache that are containers."""
-    return {"db", "broker", "cache"} & stack(model)["services"].keys()
+    return SERVERS & stack(model)["services"].keys()
 
 
 def replace(folder: Path, wait: int) -> None:
@@ -448,7 +449,7 @@ def remove_unused_configs(project: str) -> None:
     """Remove files that swarm distributed and no service uses any more."""
     label = f"--filter=label=com.docker.stack.namespace={project}"
     for name in output("docker", "config", "ls", "--quiet", label).split():
-        # One in use is refused. So that "docker service rollback" works, too, former ones count as used.
+        # One in use is refused.
         subprocess.run(["docker", "config", "rm", name], capture_output=True)
 
 
@@ -487,8 +488,7 @@ def leave_compose() -> None:
             container["Id"]
         )
     # Who works ends before the servers that it needs to come to an end.
-    last = {"db", "broker", "cache"}
-    for group in (by_name.keys() - last, by_name.keys() & last):
+    for group in (by_name.keys() - SERVERS, by_name.keys() & SERVERS):
         ids = [number for name in group for number in by_name[name]]
         if ids:
             run("docker", "stop", *ids)
@@ -499,17 +499,37 @@ def leave_swarm() -> None:
     """Stop and remove the project's services in the swarm; the volumes stay."""
     report("stopping what the swarm runs; the site is down until this VM has it alone")
     there = services()
-    data = {"db", "broker", "cache"}
-    for group in (there.keys() - data, there.keys() & data):
+    scaled = [
+        name
+        for name, each in there.items()
+        if name not in SERVERS and "Replicated" in each["Spec"]["Mode"]
+    ]
+    if scaled:
+        # On all nodes, who works ends before the servers that it needs to come to an end.
+        words = [f"{common.project()}_{name}=0" for name in scaled]
+        run("docker", "service", "scale", "--detach", *words)
+        while any(is_running(name) for name in scaled):
+            time.sleep(1)
+    for group in (there.keys() - SERVERS, there.keys() & SERVERS):
         names = [f"{common.project()}_{name}" for name in group]
         if names:
             run("docker", "service", "rm", *names)
             wait_until_gone(names)
-    output("docker", "stack", "rm", common.project())
+
+
+def is_running(name: str) -> bool:
+    """Return whether a node that is not lost runs a task of a service."""
+    full = f"{common.project()}_{name}"
+    rows = output("docker", "service", "ps", "--format=json", full).splitlines()
+    lost = {node["name"] for node in nodes() if not node["ready"]}
+    found = [json.loads(row) for row in rows]
+    return any(
+        row["CurrentState"].startswith("Running") and row["Node"] not in lost for row in found
+    )
 
 
 def wait_until_gone(names: list[str]) -> None:
-    """Wait until no node runs a task of services that were removed."""
+    """Wait until this node, which has the data, runs no task of services that were removed."""
     while True:
         left = []
         for name in names:
