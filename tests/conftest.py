@@ -9,9 +9,16 @@ from tests import evidence
 from tests.stack.stack import LAPTOP, PATIENCE, PRODUCTION, Stack
 
 # Each group runs in one process and the longest begin first, so that none is waited for at the end.
-LONGEST_FIRST = ["tests/vm", "laptop", "production", "tests/systemd"]
+LONGEST_FIRST = ["tests/swarm", "tests/vm", "laptop", "production", "tests/systemd"]
 # The others by folder.
-FOLDERS = ["tests/vm", "tests/systemd", "tests/faults", "tests/stack", "tests/template"]
+FOLDERS = [
+    "tests/swarm",
+    "tests/vm",
+    "tests/systemd",
+    "tests/faults",
+    "tests/stack",
+    "tests/template",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -12,7 +12,12 @@ import yaml
 Answer = Callable[..., object]
 Refusals = Callable[..., list[str]]
 
-QuickLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Knows compose's own tags, such as !reset."""
+
+
+QuickLoader.add_multi_constructor("!", lambda loader, tag, node: loader.construct_mapping(node))
 
 # {marker} is a file that the name would create if any part of it ran.
 KEPT = [

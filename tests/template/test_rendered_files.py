@@ -34,6 +34,7 @@ broker-rabbitmq.yaml
 broker-redis.yaml
 compose.override.yaml
 compose.production.yaml
+compose.swarm.yaml
 compose.yaml
 config/__init__.py
 config/asgi.py
@@ -51,6 +52,7 @@ docs/monitoring.md
 docs/production.md
 docs/runbook.md
 docs/security.md
+docs/swarm.md
 docs/upgrade.md
 gunicorn.conf.py
 logging.yaml
@@ -79,11 +81,13 @@ notifications/models.py
 notifications/tasks.py
 ops/alarm
 ops/backup
+ops/cluster.py
 ops/common.py
 ops/deploy
 ops/install
 ops/logs
 ops/make-env
+ops/nodes.py
 ops/release
 ops/restore
 ops/revive
@@ -92,6 +96,7 @@ ops/rollback
 ops/rotate
 ops/status
 ops/successors.py
+ops/swarm
 ops/systemd/alarm@.service
 ops/systemd/alarm@.timer
 ops/systemd/backup@.service
@@ -334,8 +339,8 @@ def test_the_slug_offered_for_a_name_is_never_refused(
 def test_only_commands_can_be_executed(project: Path) -> None:
     executable = {name for name in files(project) if (project / name).stat().st_mode & stat.S_IXUSR}
     commands = {name for name in files(project) if Path(name).parent == Path("ops")}
-    commands -= {"ops/common.py", "ops/successors.py"}
-    assert len(commands) == 14
+    commands -= {f"ops/{name}.py" for name in ("cluster", "common", "nodes", "successors")}
+    assert len(commands) == 15
     assert executable == {"manage.py", "stack/interruptible", "stack/watchdog", *commands}
 
 

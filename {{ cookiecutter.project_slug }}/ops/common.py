@@ -7,7 +7,8 @@ value per line.
 1. release: {"architecture": …, "first": true without a .env, "layers": those that the engine has}
 2. deploy: {NAME: VALUE}, lines for .env
 3. release: {"lacking": [IMAGE, …] of the project's own, "pulled": [IMAGE, …], "others": {IMAGE: its
-   content, [] if it is lacking}, which it could not pull}
+   content, [] if it is lacking}, which it could not pull, "nodes": other VMs of a swarm, each {"name":
+   …, "ssh": user@host, "images": [IMAGE, …] that it needs}}
 4. deploy, when it has shipped what it has to: {}
 5. release: [IMAGE, …], those of which it still has not all; unless there are none, 4 and 5 again
 
@@ -36,6 +37,7 @@ PROJECT = Path(__file__).resolve().parent.parent  # where commands run
 NAME = "{{ cookiecutter.project_slug }}"
 ON_VM = f"/srv/{NAME}"  # the folder that ops/install makes
 SILENCE = 30  # seconds after which a connection is lost
+SWARM = "compose.swarm.yaml"  # in COMPOSE_FILE: a swarm runs the project
 ONE_OFF = "com.docker.compose.oneoff"  # a label: "True" for "docker compose run"
 SERVICE = "com.docker.compose.service"  # another one
 HEALTHY_WITHIN = 600  # seconds that a container may take, unless --wait says otherwise
@@ -170,9 +172,30 @@ def output(*command: str, timeout: float | None = None) -> str:
 def compose(*arguments: str, folder: Path | None = None, **options: Any) -> str:
     """Run docker compose; return what it prints. Failed, with its last words, when it fails."""
     command = ["docker", "compose", "--progress", "quiet", *arguments]
+    file = (folder or PROJECT) / ".env"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    env = os.environ | made_with(text) | swarm_profile(text)
+    return run(*command, folder=folder, env=env, **options)
+
+
+def swarm_profile(env: str) -> dict[str, str]:
+    """Return what shows compose the services of a swarm, which a person's "up" must not start."""
+    names = settings(env)
+    if SWARM not in names.get("COMPOSE_FILE", ""):
+        return {}
+    return {"COMPOSE_PROFILES": ",".join(filter(None, [names.get("COMPOSE_PROFILES"), "swarm"]))}
+
+
+def in_swarm(folder: Path | None = None) -> bool:
+    """Return whether a swarm runs the project, or is to run the version in `folder`."""
     env = (folder or PROJECT) / ".env"
-    text = env.read_text(encoding="utf-8") if env.exists() else ""
-    return run(*command, folder=folder, env=os.environ | made_with(text), **options)
+    return bool(swarm_profile(env.read_text(encoding="utf-8")) if env.exists() else "")
+
+
+def refuse_in_swarm(instead: str) -> None:
+    """Raise Failed, with what to do instead, when a swarm runs the project."""
+    if in_swarm():
+        raise Failed(f"Refused: a swarm runs this project. {instead} See docs/swarm.md.")
 
 
 @functools.cache
