@@ -16,7 +16,7 @@ def load(project: Path, name: str) -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(project / "ops")
         patch.setattr(sys, "dont_write_bytecode", True)
-        for module_name in ("cluster", "common", "nodes"):
+        for module_name in ("cluster", "common", "nodes", "successors"):
             sys.modules.pop(module_name, None)  # that of another project
         loader.exec_module(module)
     return module
