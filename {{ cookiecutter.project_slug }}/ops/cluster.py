@@ -313,9 +313,8 @@ def counts() -> dict[str, tuple[int, int, int, str]]:
     found, start = {}, len(common.project()) + 1
     for line in run("docker", "service", "ls", "--format=json", label).splitlines():
         row = json.loads(line)
-        running, wanted, done, all_done = re.fullmatch(
-            r"(\d+)/(\d+)(?: \((\d+)/(\d+) completed\))?.*", row["Replicas"]
-        ).groups()
+        numbers: Any = re.match(r"(\d+)/(\d+)(?: \((\d+)/(\d+) completed\))?", row["Replicas"])
+        running, wanted, done, all_done = numbers.groups()
         wanted = int(all_done or wanted)
         found[row["Name"][start:]] = (int(running), wanted, int(done or 0), row["Image"])
     return found

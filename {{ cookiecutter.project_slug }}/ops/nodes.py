@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import IO
+from typing import IO, NoReturn, cast
 
 from common import SSH, report
 
@@ -27,9 +27,10 @@ class Node:
 
     def __init__(self, name: str, host: str | None, images: list[str]) -> None:
         """Look at a node, which `host` reaches by ssh and which needs images. Exits when it cannot."""
-        self.name, self.host = name, host
+        self.name = name
         if not host:
             self.stop("has no label ssh: ops/swarm label", f"{name} ssh=user@host")
+        self.host = host
         done = self.ssh(LOOK)
         if done.returncode:
             self.stop("does not answer", f"{done.stderr.strip()} Or ops/swarm drain {name}")
@@ -48,7 +49,7 @@ class Node:
             [*SSH, self.host, command], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
 
-    def stop(self, why: str, instead: str) -> None:
+    def stop(self, why: str, instead: str) -> NoReturn:
         """Exit before anything was changed."""
         sys.exit(f"Stopped: {self.name} {why}. Nothing was changed. {instead}.")
 
@@ -69,9 +70,9 @@ class Node:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as loading:
-            size = 0
+            size, pipe = 0, cast(IO[bytes], loading.stdin)
             with suppress(BrokenPipeError):
-                size = save(self.lacking, known, loading.stdin)
+                size = save(self.lacking, known, pipe)
             printed = loading.communicate()[0].decode().strip()
         if loading.returncode or "no space left" in printed:
             return printed or "the connection was lost"
