@@ -294,7 +294,7 @@ def faults() -> Figure:
 
 def kills() -> Figure:
     """Draw what was done twice after SIGKILLs."""
-    table = table_of("kills")
+    table = table_of("kills-compared")
     doubled = table.head.index("doubled")
     found = [
         Bar(
@@ -432,7 +432,7 @@ CHARTS: dict[str, tuple[Callable[[], Figure], list[str]]] = {
     "isolation": (isolation, ["isolation"]),
     "deploy": (deploy, ["deploy"]),
     "faults": (faults, ["faults"]),
-    "kills": (kills, ["kills"]),
+    "kills": (kills, ["kills-compared"]),
     "attacks": (attacks, ["attacks"]),
     "scale-queues": (scale_queues, ["scale-queues"]),
     "scale-replicas": (scale_replicas, ["scale-replicas"]),

@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, KOMBU], default=SETTINGS)
     names = [*FAULTS, "beat"]
     parser.add_argument("--fault", nargs="*", choices=names, default=names, help="or none of them")
-    parser.add_argument("--kills", type=int, help="nothing but so many SIGKILLs, some 6 s for each")
+    parser.add_argument("--kills", type=int, help="nothing but so many SIGKILLs, 2 to 4 s for each")
     services = {"choices": [WORKER, "broker"], "default": WORKER}
     parser.add_argument("--of", help="the service that --kills means", **services)
     parser.add_argument("--file", type=Path, help="add the rows to FILE, and print all that it has")
