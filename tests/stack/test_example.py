@@ -92,13 +92,19 @@ def test_a_post_is_one_mail_for_each_who_wants_it_though_all_is_sent_twice_and_a
         count = MODELS + "print(Notification.objects.count())"
         wait_for("the mails are noted", lambda: example.python(count) == "6")
 
+        def started() -> str:
+            return example.containers()["worker-notify"].attrs["State"]["StartedAt"]
+
         def running() -> list[dict]:
             return example.inspect("active")[f"notify@{example.slug}"]
 
         wait_for("both children wait for the mail server", lambda: len(running()) == 2)
         again = "[send_notification.delay(n.pk) for n in Notification.objects.all()]"
         example.python(MODELS + TASKS + again)
+        before = started()
         os.kill(main_process(example, "worker-notify"), signal.SIGKILL)
+        # Its children outlive it for a moment, in which they must not reach the mail server.
+        wait_for("the worker starts again", lambda: started() != before)
     finally:
         mail.unpause()
     unsent = MODELS + "print(Notification.objects.filter(sent_at=None).count())"

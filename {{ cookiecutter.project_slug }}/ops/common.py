@@ -301,7 +301,8 @@ def rows(*options: str) -> list[tuple[str, str]]:
     for line in run(*command).splitlines():
         row = json.loads(line)
         labels = dict(pair.partition("=")[::2] for pair in row["Labels"].split(","))
-        if labels[ONE_OFF] == "False":
+        # A container of "docker run" has labels, too: those that compose gave to the image.
+        if labels.get(ONE_OFF) == "False":
             found.append((row["ID"], labels[SERVICE]))
     return found
 
