@@ -69,6 +69,7 @@ class Bar:
     value: float
     text: str
     colour: str = OURS
+    limit: float = 0  # the text is behind it
 
 
 def number(cell: str) -> float:
@@ -118,7 +119,7 @@ def bars(
         places.append(place)
     axes.barh(places, [bar.value for bar in found], height=0.8, color=[bar.colour for bar in found])
     for place, bar in zip(places, found, strict=True):
-        at = texts_at or max(bar.value, least)
+        at = texts_at or max(bar.value, bar.limit, least)
         axes.annotate(bar.text, (at, place), (4, 0), textcoords="offset points", va="center")
     named = [(place, bar.name) for place, bar in zip(places, found, strict=True) if bar.name]
     axes.set_yticks([place for place, _ in named], [name for _, name in named])
@@ -244,12 +245,11 @@ def isolation() -> Figure:
 
 def deploy() -> Figure:
     """Draw the seconds of each step in the life of a VM."""
-    found, limits = [], []
+    found = []
     for name, value, limit in table_of("deploy").rows:
         if re.fullmatch(r"[\d.]+ s( \(.*\))?", value):
-            limits.append(number(limit) if limit else None)
             text = f"{number(value):.1f} s" + (f", limit {limit[2:]}" if limit else "")
-            found.append(Bar(name, number(value), text))
+            found.append(Bar(name, number(value), text, limit=number(limit) if limit else 0))
     rows = {row[0]: row[1] for row in table_of("deploy").rows}
     asked, failed = rows["requests meanwhile, failed"].split(", ")
     title = f"Deploys to one VM: {failed} of {asked} requests failed"
@@ -258,9 +258,9 @@ def deploy() -> Figure:
         title += f", {lost} of {sent} tasks were lost"
     figure, (axes,) = sheet(title, len(found) * 1.3)
     bars(axes, found, "seconds", 1.3)
-    for place, limit in zip(axes.get_yticks(), limits, strict=True):
-        if limit:
-            axes.plot([limit] * 2, [place - 0.55, place + 0.55], color=LIMIT, linewidth=2)
+    for place, bar in zip(axes.get_yticks(), found, strict=True):
+        if bar.limit:
+            axes.plot([bar.limit] * 2, [place - 0.55, place + 0.55], color=LIMIT, linewidth=2)
     return figure
 
 
