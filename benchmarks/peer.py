@@ -116,7 +116,7 @@ def override(workers: list[str], notes: Path) -> str:
 
 
 def add_tasks(folder: Path, notes: Path) -> None:
-    """Give the rendered project's workers the tasks."""
+    """Add the tasks to the workers of the rendered project."""
     workers = ["worker-default", "worker-crawl", "worker-notify"]
     (folder / "bench.yaml").write_text(override(workers, notes))
     with (folder / ".env").open("a") as env:
