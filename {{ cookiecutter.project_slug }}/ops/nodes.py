@@ -12,7 +12,7 @@ from typing import IO, NoReturn, cast
 
 from common import SSH, report
 
-# One image per line, with its tags and layers; before it what the engine is.
+# What the engine is, on a line; then its images, with their tags and layers.
 LOOK = """docker info --format=json && docker image ls --quiet --no-trunc | sort -u |
 xargs --no-run-if-empty docker image inspect"""
 # With containerd's store an image can have a name and no content.
@@ -26,7 +26,7 @@ class Node:
     """A node of a swarm, and what its engine has."""
 
     def __init__(self, name: str, host: str | None, images: list[str]) -> None:
-        """Look at a node, which `host` reaches by ssh and which needs images. Exits when it cannot."""
+        """Inspect a node, which ssh reaches as `host` and which needs `images`. Exits when that fails."""
         self.name = name
         if not host:
             self.stop("has no label ssh: ops/swarm label", f"{name} ssh=user@host")
@@ -98,7 +98,7 @@ class Node:
 
 
 def look(found: list[dict]) -> list[Node]:
-    """Look at the nodes that ops/release has named, all at the same time."""
+    """Inspect the nodes that ops/release has named, all at the same time."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda each: Node(each["name"], each["ssh"], each["images"]), found))
 

@@ -109,7 +109,7 @@ def stop(service: str, old: list[str]) -> None:
 
 
 def at_once() -> int:
-    """Return how many containers may start at the same time: what cores and memory allow, but one."""
+    """Return how many containers may start at the same time: what cores and memory allow, at least one."""
     try:
         meminfo = Path("/proc/meminfo").read_text()
     except OSError:
